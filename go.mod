@@ -25,7 +25,7 @@ require (
 	golang.org/x/sys v0.48.0
 	golang.org/x/term v0.46.0
 	gopkg.in/yaml.v3 v3.0.1
-	honnef.co/go/tools v0.6.1
+	honnef.co/go/tools v0.8.2
 )
 
 require (
@@ -190,3 +190,5 @@ require (
 	gopkg.in/natefinch/lumberjack.v2 v2.2.1 // indirect
 	oras.land/oras-go/v2 v2.6.2 // indirect
 )
+
+tool honnef.co/go/tools/cmd/staticcheck

@@ -1,0 +1,219 @@
+package audit
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+const (
+	maxTail     = 4 * tileWidth // entries in the journal before an append must fold
+	lazyDeletes = 4             // folded journal objects that one append removes
+)
+
+// Fold moves full tiles out of the journal and removes what is then folded. The
+// log does so by itself after appends; an idle log may be folded by a worker. It
+// is safe at any time and does nothing when there is nothing to do.
+func (l *Log) Fold(ctx context.Context) error {
+	if err := l.take(ctx); err != nil {
+		return err
+	}
+	defer l.release()
+	if err := l.ready(ctx); err != nil {
+		return err
+	}
+	return l.keepHouse(ctx, len(l.starts))
+}
+
+// keepHouse finishes erasures, folds full bundles, and then removes up to deletes
+// folded journal objects. The order matters: nothing is folded that should be
+// erased. The caller has the turn.
+func (l *Log) keepHouse(ctx context.Context, deletes int) error {
+	if l.dirty || l.view.Load() == nil {
+		return nil // load comes first, and then the next append
+	}
+	for len(l.erase) > 0 {
+		if err := l.eraseSide(ctx, l.erase[0]); err != nil {
+			return l.failed(fmt.Sprintf("erasing entry %d", l.erase[0]), err)
+		}
+		l.erase = l.erase[1:]
+	}
+	for v := l.view.Load(); v.size-v.folded >= tileWidth; v = l.view.Load() {
+		if err := l.foldBundle(ctx, v); err != nil {
+			return l.failed("folding", err)
+		}
+	}
+	// The newest object stays: it has the head.
+	for ; deletes > 0 && len(l.starts) > 1 && l.starts[1] <= l.view.Load().folded; deletes-- {
+		if err := l.storage.Delete(ctx, journalKey(l.starts[0])); err != nil {
+			return l.failed("removing folded journal object", err)
+		}
+		l.starts = l.starts[1:]
+	}
+	return nil
+}
+
+// makeRoom keeps the journal bounded even when housekeeping keeps failing.
+func (l *Log) makeRoom(ctx context.Context) error {
+	if v := l.view.Load(); v.size-v.folded < maxTail {
+		return nil
+	}
+	return l.keepHouse(ctx, lazyDeletes)
+}
+
+// foldBundle moves the 256 oldest entries of the journal into tiles. Everything
+// it writes before the fold object is a function of the journal, and nobody reads
+// it until that object is there. So it can fail anywhere and be done again.
+func (l *Log) foldBundle(ctx context.Context, v *view) error {
+	n := v.folded / tileWidth
+	moved := v.tail[:tileWidth]
+	raw := make([][]byte, tileWidth)
+	hashes := make([]Hash, tileWidth)
+	for i, e := range moved {
+		raw[i], hashes[i] = e.raw, e.hash
+	}
+	bundle := tlog.Tile{H: tileHeight, L: -1, N: n, W: tileWidth}
+	if err := l.storage.Put(ctx, tilePath(bundle), marshalBundle(raw)); err != nil {
+		return fmt.Errorf("writing %s: %w", tilePath(bundle), err)
+	}
+	if err := l.foldSides(ctx, n, moved); err != nil {
+		return err
+	}
+	upper, err := l.foldTiles(ctx, v, n, hashes)
+	if err != nil {
+		return err
+	}
+	next := *v
+	next.folded, next.upper, next.tail = v.folded+tileWidth, upper, slices.Clone(v.tail[tileWidth:])
+	l.counts = openRuns(l.counts)
+	state := foldState{V: storageVersion, Size: next.folded, Upper: upper, Runs: l.runsAt(&next)}
+	value, err := encodeState(foldKey, state)
+	if err != nil {
+		return err
+	}
+	if err := l.storage.Put(ctx, foldKey, value); err != nil {
+		return fmt.Errorf("writing %s: %w", foldKey, err)
+	}
+	l.view.Store(&next)
+	return nil
+}
+
+// runsAt returns the counts without the entries that are still in the journal,
+// which load will count again.
+func (l *Log) runsAt(v *view) map[string]int64 {
+	in := map[string]int64{}
+	for _, e := range v.tail {
+		in[e.leaf.Run]++
+	}
+	runs := map[string]int64{}
+	for run, n := range l.counts {
+		if n -= in[run]; n > 0 {
+			runs[run] = n
+		}
+	}
+	return runs
+}
+
+// foldTiles writes the level-0 tile and every tile above that it completes. It
+// returns the new right-most partial tiles.
+func (l *Log) foldTiles(ctx context.Context, v *view, n int64, hashes []Hash) ([][]Hash, error) {
+	upper := slices.Clone(v.upper)
+	for level := 0; ; level++ {
+		path := tilePath(tlog.Tile{H: tileHeight, L: level, N: n, W: tileWidth})
+		if err := l.storage.Put(ctx, path, marshalHashes(hashes)); err != nil {
+			return nil, fmt.Errorf("writing %s: %w", path, err)
+		}
+		if level == len(upper) {
+			upper = append(upper, nil)
+		}
+		row := append(slices.Clone(upper[level]), perfect(hashes))
+		if len(row) < tileWidth {
+			upper[level] = row
+			return upper, nil
+		}
+		upper[level] = []Hash{}
+		hashes, n = row, n>>tileHeight
+	}
+}
+
+// foldSides writes the sides of bundle n in as few objects as their limit allows.
+// An earlier attempt may have cut them differently, before an erasure; its
+// objects go first.
+func (l *Log) foldSides(ctx context.Context, n int64, moved []entry) error {
+	prefix := sidePrefix(n)
+	old, err := l.storage.List(ctx, prefix)
+	if err != nil {
+		return fmt.Errorf("listing %s: %w", prefix, err)
+	}
+	for _, name := range old {
+		if err := l.storage.Delete(ctx, prefix+name); err != nil {
+			return fmt.Errorf("removing %s: %w", prefix+name, err)
+		}
+	}
+	for first := 0; first < len(moved); {
+		chunk, total := sideChunk{V: storageVersion}, 0
+		for _, e := range moved[first:] {
+			if e.side != nil {
+				total += len(e.side.Body) + 2*SaltSize
+			}
+			if total > maxSideChunk && len(chunk.Sides) > 0 {
+				break
+			}
+			chunk.Sides = append(chunk.Sides, e.side)
+		}
+		if err := l.putChunk(ctx, sideKey(prefix, first), chunk); err != nil {
+			return err
+		}
+		first += len(chunk.Sides)
+	}
+	return nil
+}
+
+func sideKey(prefix string, first int) string { return fmt.Sprintf("%s%03d", prefix, first) }
+
+func (l *Log) putChunk(ctx context.Context, key string, chunk sideChunk) error {
+	value, err := encodeState(key, chunk)
+	if err != nil {
+		return err
+	}
+	if err := l.storage.Put(ctx, key, value); err != nil {
+		return fmt.Errorf("writing %s: %w", key, err)
+	}
+	return nil
+}
+
+// readChunk returns the side object that holds entry seq, with its key and the
+// number of its first entry. It is empty when there is none.
+func readChunk(ctx context.Context, s Storage, seq int64) (key string, first int64, chunk sideChunk, err error) {
+	bundle := seq / tileWidth
+	prefix := sidePrefix(bundle)
+	names, err := s.List(ctx, prefix)
+	if err != nil {
+		return "", 0, sideChunk{}, fmt.Errorf("listing %s: %w", prefix, err)
+	}
+	best := -1
+	for _, name := range names {
+		at, err := strconv.Atoi(name)
+		if err != nil || at < 0 || at >= tileWidth || sideKey(prefix, at) != prefix+name {
+			return "", 0, sideChunk{}, fmt.Errorf("%w: unknown key %.80q", ErrCorrupt, prefix+name)
+		}
+		if int64(at) <= seq%tileWidth {
+			best = max(best, at)
+		}
+	}
+	if best < 0 {
+		return "", 0, sideChunk{}, nil
+	}
+	key = sideKey(prefix, best)
+	data, err := getFull(ctx, s, key)
+	if err != nil {
+		return "", 0, sideChunk{}, err
+	}
+	if err := decodeState(key, data, &chunk); err != nil {
+		return "", 0, sideChunk{}, err
+	}
+	return key, bundle*tileWidth + int64(best), chunk, nil
+}

@@ -1,0 +1,291 @@
+package redact
+
+import "bytes"
+
+// Classes of bytes in the folded view. A byte that is kept has its lower-case self as class; all of those have bit 0x20 set and none below has.
+const (
+	drop   = 0
+	escape = 1 // may begin an escape or a control sequence: see token
+	zero   = 2 // '0', which may begin 0x
+	erase  = 3 // backspace
+	isKept = 0x20
+)
+
+const (
+	maxCSI     = 64  // longest control sequence in bytes
+	maxOSC     = 256 // longest control string, such as a window title
+	maxDoubled = 8   // rounds of escaping an escape that are followed
+)
+
+// classes returns the class of each byte.
+func classes() *[256]byte {
+	var t [256]byte
+	for c := range t {
+		t[c] = asciiAlnum(byte(c))
+	}
+	for _, c := range []byte{0x1b, '\\', '%', '&', 0xEF} {
+		t[c] = escape
+	}
+	t['0'], t['\b'] = zero, erase
+	return &t
+}
+
+// asciiAlnum returns the lower-case form of an ASCII letter or digit, and 0 for any other byte.
+func asciiAlnum(c byte) byte {
+	switch {
+	case c >= '0' && c <= '9', c >= 'a' && c <= 'z':
+		return c
+	case c >= 'A' && c <= 'Z':
+		return c | 0x20
+	}
+	return 0
+}
+
+// foldPlain folds v without decoding anything.
+func foldPlain(v []byte) []byte {
+	var out []byte
+	for _, c := range v {
+		if k := asciiAlnum(c); k != 0 {
+			out = append(out, k)
+		}
+	}
+	return out
+}
+
+// foldDecoded folds v as the folded view does with a stream of just v, except for backspaces, which are dropped.
+func foldDecoded(v []byte) []byte {
+	var out []byte
+	prev := byte(0)
+	for len(v) > 0 {
+		n, k := token(v, prev, true)
+		if k != 0 {
+			out = append(out, k)
+		}
+		prev, v = v[n-1], v[n:]
+	}
+	return out
+}
+
+// token reads one unit of the folded view from the front of p: how many bytes it takes and the character they stand for, 0 for none. It returns n = 0 if that
+// depends on bytes after p; with atEnd there are none. prev is the byte before p. Every byte here is the workload's, so each rule has a limit
+// on how far it looks, and what is not a complete escape is read as plain text from its second byte on.
+func token(p []byte, prev byte, atEnd bool) (n int, kept byte) {
+	switch p[0] {
+	case 0x1b:
+		n = controlLen(p)
+	case '\\':
+		n, kept = backslash(p)
+	case '%':
+		n, kept = percent(p)
+	case '&':
+		n, kept = entity(p)
+	case 0xEF:
+		n, kept = fullWidth(p)
+	case '0':
+		n, kept = hexPrefix(p, prev)
+	default:
+		return 1, asciiAlnum(p[0])
+	}
+	if n == 0 && atEnd {
+		return 1, asciiAlnum(p[0])
+	}
+	return n, kept
+}
+
+// controlLen returns the length of a terminal control sequence (ECMA-48): CSI, a control string, or a designation of a character set.
+func controlLen(p []byte) int {
+	if len(p) < 2 {
+		return 0
+	}
+	switch p[1] {
+	case '[':
+		for i := 2; i < maxCSI; i++ {
+			if i == len(p) {
+				return 0
+			}
+			if p[i] >= 0x40 && p[i] <= 0x7e {
+				return i + 1
+			}
+			if p[i] < 0x20 || p[i] > 0x3f {
+				break
+			}
+		}
+	case ']', 'P', '_', '^', 'X':
+		return stringLen(p)
+	case '(', ')':
+		if len(p) < 3 {
+			return 0
+		}
+		return 3
+	}
+	return 1
+}
+
+// stringLen returns the length of a control string that BEL or ESC \ ends. A line break ends the attempt, so that an unfinished one cannot hide a text.
+func stringLen(p []byte) int {
+	for i := 2; i < maxOSC; i++ {
+		if i == len(p) {
+			return 0
+		}
+		switch p[i] {
+		case 0x07:
+			return i + 1
+		case '\n', '\r':
+			return 1
+		case 0x1b:
+			if i+1 == len(p) {
+				return 0
+			}
+			if p[i+1] == '\\' {
+				return i + 2
+			}
+			return 1
+		}
+	}
+	return 1
+}
+
+// backslash reads the escapes of C, Go, JSON, JavaScript and shells. Before another backslash it takes one byte, so that escaped escapes fold the same.
+func backslash(p []byte) (int, byte) {
+	if len(p) < 2 {
+		return 0, 0
+	}
+	switch c := p[1]; c {
+	case 'x':
+		return digits(p, 2, 2, 2, 16)
+	case 'u':
+		if len(p) > 2 && p[2] == '{' {
+			n, k := digits(p, 3, 1, 6, 16)
+			return closed(p, n, k, '}')
+		}
+		return digits(p, 2, 4, 4, 16)
+	case 'U':
+		return digits(p, 2, 8, 8, 16)
+	case '0', '1', '2', '3', '4', '5', '6', '7':
+		return digits(p, 1, 1, 3, 8)
+	case 'n', 'r', 't', 'b', 'f', 'v', 'a', 'e', 'E':
+		return 2, 0
+	}
+	return 1, 0
+}
+
+// percent reads a URL escape (RFC 3986), also one whose percent sign is escaped: %25 before two hexadecimal digits stands for the percent sign.
+func percent(p []byte) (int, byte) {
+	i := 1
+	for range maxDoubled {
+		if !bytes.HasPrefix(p[i:], []byte("25")) {
+			break
+		}
+		i += 2
+	}
+	n, k := digits(p, i, 2, 2, 16)
+	if n == 1 {
+		return i, 0
+	}
+	return n, k
+}
+
+// entity reads a character reference of XML or HTML, also one whose ampersand is escaped.
+func entity(p []byte) (int, byte) {
+	i := 1
+	for range maxDoubled {
+		if !bytes.HasPrefix(p[i:], []byte("amp;")) {
+			break
+		}
+		i += 4
+	}
+	rest := p[i:]
+	if len(rest) > 1 && rest[0] == '#' {
+		n, k := 0, byte(0)
+		if rest[1] == 'x' || rest[1] == 'X' {
+			n, k = digits(p, i+2, 1, 8, 16)
+		} else {
+			n, k = digits(p, i+1, 1, 8, 10)
+		}
+		if n, k = closed(p, n, k, ';'); n != 1 {
+			return n, k
+		}
+		return i, 0
+	}
+	for _, name := range []string{"#", "amp;", "lt;", "gt;", "quot;", "apos;", "nbsp;"} {
+		if bytes.HasPrefix(rest, []byte(name)) && name != "#" && name != "amp;" {
+			return i + len(name), 0
+		}
+		if len(rest) < len(name) && name[:len(rest)] == string(rest) || name == "#" && string(rest) == name {
+			return 0, 0
+		}
+	}
+	return i, 0
+}
+
+// fullWidth reads U+FF01 to U+FF5E, the wide forms of ASCII.
+func fullWidth(p []byte) (int, byte) {
+	if len(p) < 2 || (p[1] == 0xBC || p[1] == 0xBD) && len(p) < 3 {
+		return 0, 0
+	}
+	switch {
+	case p[1] == 0xBC && p[2] >= 0x81 && p[2] <= 0xBF:
+		return 3, asciiAlnum(p[2] - 0x81 + 0x21)
+	case p[1] == 0xBD && p[2] >= 0x80 && p[2] <= 0x9E:
+		return 3, asciiAlnum(p[2] - 0x80 + 0x60)
+	}
+	return 1, 0
+}
+
+// hexPrefix drops the 0x before a hexadecimal digit where a number may begin.
+func hexPrefix(p []byte, prev byte) (int, byte) {
+	switch {
+	case asciiAlnum(prev) != 0:
+		return 1, '0'
+	case len(p) < 2 || len(p) < 3 && p[1]|0x20 == 'x':
+		return 0, 0
+	case p[1]|0x20 == 'x' && digit(p[2]) < 16:
+		return 2, 0
+	}
+	return 1, '0'
+}
+
+// digits reads least to most digits from p[i:] and returns the length of all up to their end and the character, 0 if it needs more, 1 if there are too few.
+func digits(p []byte, i, least, most int, base uint32) (int, byte) {
+	v, n := uint32(0), 0
+	for ; n < most; n++ {
+		if i+n >= len(p) {
+			return 0, 0
+		}
+		d := digit(p[i+n])
+		if d >= base {
+			break
+		}
+		v = v*base + d
+	}
+	if n < least {
+		return 1, 0
+	}
+	if v > 0x7f {
+		return i + n, 0
+	}
+	return i + n, asciiAlnum(byte(v))
+}
+
+// closed adds the byte end to a unit of n bytes.
+func closed(p []byte, n int, kept, end byte) (int, byte) {
+	switch {
+	case n <= 1:
+		return n, 0
+	case n == len(p):
+		return 0, 0
+	case p[n] != end:
+		return 1, 0
+	}
+	return n + 1, kept
+}
+
+func digit(c byte) uint32 {
+	switch l := c | 0x20; {
+	case c >= '0' && c <= '9':
+		return uint32(c - '0')
+	case l >= 'a' && l <= 'f':
+		return uint32(l-'a') + 10
+	}
+	return 99
+}

@@ -1,0 +1,166 @@
+package redact
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+)
+
+// MaxValue is the longest value in bytes that a Set accepts.
+const MaxValue = 1 << 20
+
+// Errors of this package. None of them carries a value.
+var (
+	// ErrEmpty means that the value has no bytes.
+	ErrEmpty = errors.New("value is empty")
+	// ErrWeak means that the value is shorter than 8 bytes, or shorter than 16 bytes with fewer than 3 bits for each byte, or one byte repeated.
+	ErrWeak = errors.New("value is too weak to redact")
+	// ErrTooLong means that the value is longer than [MaxValue].
+	ErrTooLong = errors.New("value is too long to redact")
+	// ErrKey means that the key is not 1 to 64 ASCII letters, digits, '_', '.' or '-'.
+	ErrKey = errors.New("key cannot be shown in a mask")
+	// ErrMask means that a mask would show or complete the value, or that the value holds the text of a mask.
+	ErrMask = errors.New("value collides with the text of a mask")
+	// ErrWiped means that the set was wiped, or is nil. Nothing passes a Writer or Reader on such a set.
+	ErrWiped = errors.New("set of values is wiped")
+	// ErrClosed means a Write after Close.
+	ErrClosed = errors.New("redacting writer is closed")
+	// ErrInflated means that the zlib stream given to Scan inflates to more than 1 GiB.
+	ErrInflated = errors.New("inflated content is too large to scan")
+)
+
+// Options change how one value is registered. The zero value is the strict one.
+type Options struct {
+	// AllowWeak registers a value that would be refused with ErrWeak. Derived forms shorter than 8 bytes are left out, the value itself never.
+	AllowWeak bool
+}
+
+// Set holds the values to redact. The zero value is empty and ready. It is safe for concurrent use, and may grow while writers use it: a writer takes
+// up the new values at its next Write, and looks for them in the bytes it holds too.
+type Set struct {
+	gen   atomic.Uint64
+	mu    sync.Mutex
+	vals  []entry
+	built *needles
+	wiped bool
+}
+
+type entry struct {
+	key   string
+	value []byte
+}
+
+// needles is one compiled generation of a set. It never changes.
+type needles struct {
+	gen           uint64
+	exact, folded *automaton
+}
+
+// NewSet returns an empty set.
+func NewSet() *Set { return new(Set) }
+
+// Add registers value under key, as one more value if the key has one already. It copies value. The same value under two keys shows the key that came first.
+// Errors wrap ErrEmpty, ErrTooLong, ErrWeak, ErrKey, ErrMask or ErrWiped; the set is then unchanged.
+func (s *Set) Add(key string, value []byte, o Options) error {
+	if err := check(key, value, o); err != nil {
+		return fmt.Errorf("registering a value of %q for redaction: %w", shown(key), err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.wiped {
+		return fmt.Errorf("registering a value of %q for redaction: %w", key, ErrWiped)
+	}
+	for _, e := range s.vals {
+		if e.key == key && bytes.Equal(e.value, value) {
+			return nil
+		}
+		if collides(maskOf(e.key), value) || collides(maskOf(key), e.value) {
+			return fmt.Errorf("registering a value of %q for redaction: %w", key, ErrMask)
+		}
+	}
+	s.vals = append(s.vals, entry{key, bytes.Clone(value)})
+	s.built = nil
+	s.gen.Add(1)
+	return nil
+}
+
+// Wipe forgets all values and overwrites the set's copies of them. Later Adds, and Writers and Readers that still use the set, fail with ErrWiped. It is best
+// effort: the compiled automata and the buffers of open writers hold copies too, which are left to the garbage collector.
+func (s *Set) Wipe() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.vals {
+		clear(e.value)
+	}
+	s.vals, s.built, s.wiped = nil, nil, true
+	s.gen.Add(1)
+}
+
+// compiled returns the automata of the current generation and builds them if they are not there yet.
+func (s *Set) compiled() (*needles, error) {
+	if s == nil {
+		return nil, ErrWiped
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.wiped {
+		return nil, ErrWiped
+	}
+	if s.built == nil {
+		s.built = compile(s.vals)
+		s.built.gen = s.gen.Load()
+	}
+	return s.built, nil
+}
+
+func compile(vals []entry) *needles {
+	var exact, folded []pattern
+	for _, e := range vals {
+		for _, p := range formsOf(e.value) {
+			p.key = e.key
+			if p.folded {
+				folded = append(folded, p)
+			} else {
+				exact = append(exact, p)
+			}
+		}
+		for _, m := range vals {
+			exact = append(exact, trimmed(e, maskOf(m.key))...)
+		}
+	}
+	return &needles{exact: newAutomaton(exact), folded: newAutomaton(folded)}
+}
+
+func check(key string, value []byte, o Options) error {
+	switch {
+	case !keyOK(key):
+		return ErrKey
+	case len(value) == 0:
+		return ErrEmpty
+	case len(value) > MaxValue:
+		return ErrTooLong
+	case !o.AllowWeak && weak(value):
+		return ErrWeak
+	case bytes.Contains(value, []byte(maskOpen)) || collides(maskOf(key), value):
+		return ErrMask
+	}
+	return nil
+}
+
+func keyOK(key string) bool {
+	bad := func(r rune) bool {
+		return !(r >= 'A' && r <= 'Z' || r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '_' || r == '.' || r == '-')
+	}
+	return len(key) >= 1 && len(key) <= 64 && !slices.ContainsFunc([]rune(key), bad)
+}
+
+// shown keeps a key that is not a key, and may be a value passed by mistake, out of the error.
+func shown(key string) string {
+	if keyOK(key) {
+		return key
+	}
+	return "?"
+}

@@ -1,0 +1,262 @@
+package redact
+
+import (
+	"cmp"
+	"slices"
+	"sort"
+)
+
+// Count says how many masks of a stream hold a value of Key found in Form. A mask that unites values of several keys counts once for each of them; of the
+// forms of one key the longest match counts. A value that ends exactly where a longer match ends is not counted.
+//
+// The forms are raw, base64, base64url, hex, base32, url, json, go, shell, c, xml, utf16, unicode-tags, full-width, reversed, reversed-base64, rot13 and line;
+// those found in the folded view only carry the prefix "folded-". The form partial is a live match that was masked at the end of a stream.
+type Count struct {
+	Key    string
+	Form   string
+	Stream string
+	N      int
+}
+
+const piece = 64 << 10 // the most that is fed at once
+
+// stream is the core of Writer, Reader and Scan: bytes in by feed, redacted bytes out in out.
+//
+// The plan:
+//  1. New bytes are appended to buf. Both lanes read them and report matches.
+//  2. A match is put into masks, where matches that overlap are one.
+//  3. limit is the first byte that may still become part of a match: the least of what the lanes hold. A match found later begins there or after it.
+//  4. What lies before limit goes out: plain bytes as they are, a mask that ends before limit as its text. A mask that reaches beyond limit is open. Its bytes
+//     are dropped, its text waits for its end. So a periodic stream holds nothing.
+type stream struct {
+	set    *Set
+	needs  *needles
+	buf    []byte
+	base   int64 // offset of buf[0]
+	done   int64 // everything before it went out, or is the start of the open mask
+	exact  exactLane
+	folded foldedLane
+	masks  []mask // in order, apart from each other
+	out    []byte
+	counts map[Count]int // N is 0 in the keys
+	mute   bool          // count only
+}
+
+// mask is the union of overlapping matches.
+type mask struct {
+	start, end int64
+	best       []match // the longest of each key, the longest of all first
+}
+
+type match struct {
+	start  int64
+	length int
+	needle *pattern
+}
+
+func newStream(set *Set) *stream {
+	return &stream{set: set, counts: make(map[Count]int), folded: foldedLane{class: classes()}}
+}
+
+// feed takes in p and puts what is certain into s.out. Callers cut long input into pieces, which bounds buf.
+func (s *stream) feed(p []byte) error {
+	if err := s.arm(); err != nil {
+		return err
+	}
+	old := len(s.buf)
+	s.buf = append(s.buf, p...)
+	s.exact.read(s.buf, old, s.base+int64(old), s.found)
+	s.folded.read(s.buf, s.base, false, s.found)
+	s.release(s.limit(true))
+	return nil
+}
+
+// arm takes up a new generation of the set and looks for its needles in what is held. Matches that were found stay.
+func (s *stream) arm() error {
+	if s.needs != nil && s.needs.gen == s.set.gen.Load() {
+		return nil
+	}
+	n, err := s.set.compiled()
+	if err != nil {
+		return err
+	}
+	s.needs = n
+	s.exact = exactLane{a: n.exact}
+	s.folded.reset(n.folded, s.done)
+	s.exact.read(s.buf, int(s.done-s.base), s.done, s.found)
+	s.folded.read(s.buf, s.base, false, s.found)
+	return nil
+}
+
+// flush lets go of what is not part of a live match. An open mask goes out too; a live match that began in it goes on behind it.
+func (s *stream) flush() error {
+	if err := s.arm(); err != nil {
+		return err
+	}
+	s.release(s.limit(false))
+	if len(s.masks) > 0 && s.masks[0].start < s.done {
+		s.release(s.masks[0].end)
+	}
+	s.folded.floor = max(s.folded.floor, s.done)
+	return nil
+}
+
+// close masks a live match that shows too much of a value, and lets go of the rest.
+func (s *stream) close() error {
+	if err := s.arm(); err != nil {
+		return err
+	}
+	s.folded.read(s.buf, s.base, true, s.found)
+	if p, n := s.exact.a.partial(s.exact.s); p != nil {
+		s.found(s.end()-int64(n), s.end(), n, partialOf(p))
+	}
+	s.folded.hold(false)
+	if p, n := s.folded.a.partial(s.folded.s); p != nil {
+		i := len(s.folded.text)
+		s.found(max(s.folded.start(i, n), s.folded.floor), s.folded.end(i), n, partialOf(p))
+	}
+	s.release(s.end())
+	clear(s.buf[:cap(s.buf)])
+	clear(s.folded.text[:cap(s.folded.text)])
+	return nil
+}
+
+func partialOf(p *pattern) *pattern { return &pattern{key: p.key, form: formPartial, folded: p.folded} }
+
+func (s *stream) end() int64 { return s.base + int64(len(s.buf)) }
+
+// limit returns the first byte that may still become part of a match. With strict, that includes a beginning of an escape and matches that backspaces could mend.
+func (s *stream) limit(strict bool) int64 {
+	exact := s.end() - int64(s.exact.a.alive(s.exact.s))
+	folded := s.folded.hold(strict)
+	if !strict && s.folded.a.alive(s.folded.s) == 0 {
+		folded = s.end()
+	}
+	return max(min(exact, folded), s.done)
+}
+
+// found is the hit function of both lanes.
+func (s *stream) found(start, end int64, length int, p *pattern) {
+	if start = max(start, s.done); start >= end {
+		return
+	}
+	// masks[i:j] overlap the match.
+	i := sort.Search(len(s.masks), func(i int) bool { return s.masks[i].end > start })
+	j := i
+	if i == len(s.masks)-1 && s.masks[i].extend(start, end, length, p) {
+		return
+	}
+	m := mask{start: start, end: end, best: []match{{start, length, p}}}
+	for ; j < len(s.masks) && s.masks[j].start < end; j++ {
+		m.start, m.end = min(m.start, s.masks[j].start), max(m.end, s.masks[j].end)
+		m.best = append(m.best, s.masks[j].best...)
+	}
+	if j > i+1 || len(m.best) > 1 {
+		m.best = longestOfEach(m.best)
+	}
+	s.masks = slices.Replace(s.masks, i, j, m)
+}
+
+// extend adds a match that overlaps m and tells nothing new about its key, and reports whether it did. It keeps periodic streams cheap.
+func (m *mask) extend(start, end int64, length int, p *pattern) bool {
+	if m.start > start || m.end <= start {
+		return false
+	}
+	for _, b := range m.best {
+		if b.needle == p && b.length >= length {
+			m.end = max(m.end, end)
+			return true
+		}
+	}
+	return false
+}
+
+// longestOfEach keeps the longest match of each key. Its order is total, so that the result does not depend on the order in which matches are found.
+func longestOfEach(all []match) []match {
+	slices.SortFunc(all, func(a, b match) int {
+		return cmp.Or(
+			cmp.Compare(b.length, a.length),
+			cmp.Compare(rank(a.needle), rank(b.needle)),
+			cmp.Compare(a.start, b.start),
+			cmp.Compare(a.needle.key, b.needle.key),
+			cmp.Compare(a.needle.form, b.needle.form),
+		)
+	})
+	kept := all[:0]
+	for _, m := range all {
+		if !slices.ContainsFunc(kept, func(k match) bool { return k.needle.key == m.needle.key }) {
+			kept = append(kept, m)
+		}
+	}
+	return slices.Clip(kept)
+}
+
+// rank prefers the exact view, which names a form more precisely.
+func rank(p *pattern) int {
+	if p.folded {
+		return 1
+	}
+	return 0
+}
+
+// release puts out everything before limit: step 4 of the plan.
+func (s *stream) release(limit int64) {
+	n := 0
+	for _, m := range s.masks {
+		if m.start >= limit {
+			break
+		}
+		s.plain(m.start)
+		if m.end > limit {
+			s.done = limit
+			break
+		}
+		s.masked(m)
+		s.done = max(s.done, m.end)
+		n++
+	}
+	s.masks = slices.Delete(s.masks, 0, n)
+	if len(s.masks) == 0 || s.masks[0].start >= limit {
+		s.plain(limit)
+	}
+	s.shrink()
+}
+
+// plain puts out the bytes up to offset as they are.
+func (s *stream) plain(offset int64) {
+	if offset <= s.done {
+		return
+	}
+	if !s.mute {
+		s.out = append(s.out, s.buf[s.done-s.base:offset-s.base]...)
+	}
+	s.done = offset
+}
+
+func (s *stream) masked(m mask) {
+	if !s.mute {
+		s.out = append(s.out, maskOf(m.best[0].needle.key)...)
+	}
+	for _, b := range m.best {
+		s.counts[Count{Key: b.needle.key, Form: b.needle.form}]++
+	}
+}
+
+// shrink drops bytes from buf that nobody needs any more.
+func (s *stream) shrink() {
+	n := min(s.done, s.folded.next) - s.base
+	s.buf = s.buf[:copy(s.buf, s.buf[n:])]
+	s.base += n
+}
+
+// report returns the counts in a fixed order.
+func (s *stream) report(name string) []Count {
+	var out []Count
+	for c, n := range s.counts {
+		out = append(out, Count{Key: c.Key, Form: c.Form, Stream: name, N: n})
+	}
+	slices.SortFunc(out, func(a, b Count) int {
+		return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(a.Form, b.Form))
+	})
+	return out
+}

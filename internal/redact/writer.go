@@ -1,0 +1,94 @@
+package redact
+
+import (
+	"fmt"
+	"io"
+	"sync"
+)
+
+// Writer redacts what is written to it and passes it on. It is safe for concurrent use; concurrent writes go out whole, one after the other.
+type Writer struct {
+	mu     sync.Mutex
+	dst    io.Writer
+	name   string
+	s      *stream
+	err    error
+	closed bool
+}
+
+// NewWriter returns a Writer to dst. The name of the stream, such as "stdout", appears in the counts. With a nil set nothing passes.
+func NewWriter(dst io.Writer, set *Set, stream string) *Writer {
+	return &Writer{dst: dst, name: stream, s: newStream(set)}
+}
+
+// Write takes all of p, or none and returns an error: the error of dst, ErrWiped or ErrClosed. An error of dst or ErrWiped stays for all later calls. Write
+// blocks while dst blocks, and keeps no reference to p.
+func (w *Writer) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return 0, ErrClosed
+	}
+	for rest := p; ; {
+		n := min(len(rest), piece)
+		if err := w.do(func() error { return w.s.feed(rest[:n]) }); err != nil {
+			return 0, err
+		}
+		if rest = rest[n:]; len(rest) == 0 {
+			return len(p), nil
+		}
+	}
+}
+
+// Flush passes on everything that is not part of a live match, which stays held. A backspace after Flush can no longer mend a match that was broken before
+// it. Nothing calls Flush but the user of the Writer.
+func (w *Writer) Flush() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return ErrClosed
+	}
+	return w.do(w.s.flush)
+}
+
+// Close passes on what is held. A live match of at least min(8, half) bytes of a needle becomes a mask; a shorter one goes out as it is. Close does not
+// close dst. A second Close does nothing and returns nil.
+func (w *Writer) Close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return nil
+	}
+	w.closed = true
+	return w.do(w.s.close)
+}
+
+// Counts returns the masks passed on so far, ordered by key and form.
+func (w *Writer) Counts() []Count {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.s.report(w.name)
+}
+
+// do runs one step of the stream and passes on what it put out.
+func (w *Writer) do(step func() error) error {
+	if w.err != nil {
+		return w.err
+	}
+	if w.err = step(); w.err != nil {
+		w.err = fmt.Errorf("redacting %s: %w", w.name, w.err)
+		return w.err
+	}
+	if len(w.s.out) == 0 {
+		return nil
+	}
+	n, err := w.dst.Write(w.s.out)
+	if err == nil && n < len(w.s.out) {
+		err = io.ErrShortWrite
+	}
+	w.s.out = w.s.out[:0]
+	if err != nil {
+		w.err = fmt.Errorf("writing redacted %s: %w", w.name, err)
+	}
+	return w.err
+}
