@@ -1,0 +1,32 @@
+// Package sandboxinit is what sealed-init does: process 1 of a sandbox, the
+// only process that holds credential values, and the agent's parent.
+//
+// # The steps of a run
+//
+//  1. Harden: refuse unlisted environment, be undumpable, close foreign
+//     descriptors, ignore what could make the runtime print its memory.
+//  2. Read the trust file from the inherited descriptor, then the Boot
+//     document. Nothing else that the launcher says is believed.
+//  3. Measure the sandbox, the agent's executable, command, input, workspace.
+//  4. Install the seccomp filter.
+//  5. Fetch X509-SVID and JWT-SVID; log in to Vault over TLS pinned by the
+//     trust file; claim the run with fresh run keys.
+//  6. Check the engine's signed answer: it, not the launcher, decides.
+//  7. Issue what may be issued at once; arm the redactor; open the proxy.
+//  8. Start the agent from the descriptor that was measured.
+//  9. Watch: renew, freeze, stop. At the end kill every process, scan the
+//     workspace, sign the record, finish.
+//
+// # Guarantee
+//
+// No value leaves this process but into a bound request or, by the profile's
+// and the policy's explicit leave, into the agent's environment. Every byte
+// that the agent writes to its streams passes the redactor first.
+//
+// # What it does not guarantee
+//
+// With env delivery the agent holds the value, and can encode it in ways no
+// redactor knows. Under bubblewrap init and agent share a uid; what keeps the
+// agent out of init's memory is that init's executable is root-owned and not
+// readable (mode 0711).
+package sandboxinit

@@ -1,0 +1,81 @@
+package sandboxinit
+
+import (
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"sort"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"sealed.dev/sealed/internal/sealed"
+)
+
+// allowedEnviron are the only names init starts with. PWD is set by
+// bubblewrap itself. Anything else (GODEBUG, SSL_CERT_FILE, LD_PRELOAD …)
+// could change what init trusts or prints, so init refuses to start.
+var allowedEnviron = map[string]bool{"PWD": true}
+
+// Harden makes the process safe to hold secrets. It runs before anything is
+// read and returns the names in the environment that it refuses, if any.
+func Harden(environ []string) error {
+	debug.SetTraceback("none")
+	// As process 1 of its namespace init is immune to signals it does not
+	// handle, but the Go runtime handles all: SIGQUIT would print stacks.
+	signal.Ignore(unix.SIGQUIT, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2, unix.SIGPIPE, unix.SIGTTOU, unix.SIGTTIN, unix.SIGTSTP, unix.SIGTERM, unix.SIGINT)
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("making process undumpable: %w", err)
+	}
+	// A hard limit of 1: a core pattern that is a pipe ignores 0.
+	lim := unix.Rlimit{Cur: 1, Max: 1}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &lim); err != nil {
+		return fmt.Errorf("limiting core dumps: %w", err)
+	}
+	if bad := foreignEnviron(environ); len(bad) > 0 {
+		return fmt.Errorf("refusing environment %s: %w", strings.Join(bad, ", "), sealed.ErrInvalid)
+	}
+	return closeForeign()
+}
+
+func foreignEnviron(environ []string) []string {
+	var bad []string
+	for _, kv := range environ {
+		name, _, _ := strings.Cut(kv, "=")
+		if !allowedEnviron[name] {
+			bad = append(bad, name)
+		}
+	}
+	sort.Strings(bad)
+	return bad
+}
+
+// closeForeign marks every descriptor above the inherited ones close-on-exec
+// and closes those that the Go runtime did not open itself. What the runtime
+// owns (its poller) is recognisable by its link.
+func closeForeign() error {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return fmt.Errorf("listing descriptors: %w", err)
+	}
+	for _, e := range entries {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil || fd <= 2 {
+			continue
+		}
+		unix.CloseOnExec(fd)
+		if fd <= sealed.SPIFFEFD {
+			continue
+		}
+		link, err := os.Readlink("/proc/self/fd/" + e.Name())
+		if err != nil || strings.HasPrefix(link, "anon_inode:[event") || strings.HasPrefix(link, "/proc/") {
+			continue
+		}
+		if err := unix.Close(fd); err != nil && err != unix.EBADF {
+			return fmt.Errorf("closing foreign descriptor %d: %w", fd, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,102 @@
+package vaultclient
+
+import (
+	"context"
+	"encoding/base64"
+	"time"
+
+	"sealed.dev/sealed/internal/sealed"
+)
+
+// A PolicyStatus is the bundle in force. Without one the digest is empty.
+type PolicyStatus struct {
+	Digest      sealed.Digest `json:"digest"`
+	Sequence    uint64        `json:"sequence"`
+	Previous    sealed.Digest `json:"previous,omitempty"`
+	Expires     time.Time     `json:"expires,omitzero"`
+	ActivatedAt time.Time     `json:"activated_at,omitzero"`
+	KeyIDs      []string      `json:"key_ids"` // that may sign the next one
+}
+
+// PolicyStatus reads what bundle is in force. Before any key was configured it
+// is sealed.ErrNotFound.
+func (e *Engine) PolicyStatus(ctx context.Context) (PolicyStatus, error) {
+	f, err := e.read(ctx, nil, "policy")
+	if err != nil {
+		return PolicyStatus{}, err
+	}
+	return f.policy()
+}
+
+func (f fields) policy() (PolicyStatus, error) {
+	var out PolicyStatus
+	var err error
+	for name, to := range map[string]*sealed.Digest{"digest": &out.Digest, "previous": &out.Previous} {
+		if *(*string)(to), err = f.text(name); err != nil {
+			return out, err
+		}
+	}
+	for name, to := range map[string]*time.Time{"expires": &out.Expires, "activated_at": &out.ActivatedAt} {
+		text, err := f.text(name)
+		if err != nil {
+			return out, err
+		}
+		if text == "" {
+			continue
+		}
+		if *to, err = time.Parse(time.RFC3339, text); err != nil {
+			return out, f.malformed(name)
+		}
+	}
+	if out.Sequence, err = f.number("sequence"); err != nil {
+		return out, err
+	}
+	out.KeyIDs, err = f.texts("key_ids")
+	return out, err
+}
+
+// UploadPolicy puts a signed bundle in force.
+func (e *Engine) UploadPolicy(ctx context.Context, bundle []byte) (PolicyStatus, error) {
+	f, err := e.write(ctx, map[string]any{"bundle": base64.StdEncoding.EncodeToString(bundle)}, "policy")
+	if err != nil {
+		return PolicyStatus{}, err
+	}
+	return f.policy()
+}
+
+// PolicyKeys returns the public keys (PEM, by id) that bundles are verified
+// against.
+func (e *Engine) PolicyKeys(ctx context.Context) (map[string]string, error) {
+	f, err := e.read(ctx, nil, "config", "policy-keys")
+	if err != nil {
+		return nil, err
+	}
+	var keys map[string]string
+	return keys, f.document("keys", &keys)
+}
+
+// Decide asks the bundle in force about an input, without any effect.
+func (e *Engine) Decide(ctx context.Context, in sealed.Input) (sealed.Decision, error) {
+	return e.decide(ctx, "authz", in)
+}
+
+// DecideApproval asks the bundle in force whether a person may vote.
+func (e *Engine) DecideApproval(ctx context.Context, in sealed.ApprovalInput) (sealed.Decision, error) {
+	return e.decide(ctx, "approval", in)
+}
+
+func (e *Engine) decide(ctx context.Context, question string, in any) (sealed.Decision, error) {
+	doc, err := encode("input", in)
+	if err != nil {
+		return sealed.Decision{}, err
+	}
+	f, err := e.write(ctx, map[string]any{"question": question, "input": doc}, "policy", "decide")
+	if err != nil {
+		return sealed.Decision{}, err
+	}
+	text, err := f.text("decision")
+	if err != nil {
+		return sealed.Decision{}, err
+	}
+	return sealed.ParseDecision([]byte(text))
+}

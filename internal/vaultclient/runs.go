@@ -1,0 +1,180 @@
+package vaultclient
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"time"
+
+	"sealed.dev/sealed/internal/sealed"
+)
+
+// A RunFilter narrows a list of runs. The zero value lists the newest 100.
+type RunFilter struct {
+	State string
+	After sealed.RunID // only older ones, to page on
+	Limit int          // 0: the engine's default
+}
+
+// A RunSummary is one run in a list.
+type RunSummary struct {
+	ID        sealed.RunID       `json:"id"`
+	State     string             `json:"state"`
+	Agent     sealed.Name        `json:"agent"`
+	Mode      string             `json:"mode"`
+	Profile   sealed.ProfileName `json:"profile,omitempty"`
+	Workflow  sealed.Name        `json:"workflow,omitempty"`
+	Requester string             `json:"requester"`
+	CreatedAt time.Time          `json:"created_at"`
+}
+
+// A Run is all that the engine shows of one run: names, digests and states.
+type Run struct {
+	ID             sealed.RunID                 `json:"id"`
+	State          string                       `json:"state"`
+	Manifest       sealed.Manifest              `json:"manifest"` // checked against its digest
+	ManifestDigest sealed.Digest                `json:"manifest_digest"`
+	SPIFFEID       string                       `json:"spiffe_id,omitempty"` // empty before the claim, as the next two
+	Isolation      string                       `json:"isolation,omitempty"`
+	RunKey         string                       `json:"run_key,omitempty"`
+	History        []RunChange                  `json:"history"`
+	Grants         []RunGrant                   `json:"grants"`
+	Approvals      map[sealed.ApprovalID]string `json:"approvals"` // state by id
+}
+
+// A RunChange is one line of a run's history.
+type RunChange struct {
+	State  string    `json:"state"`
+	At     time.Time `json:"at"`
+	By     string    `json:"by"`
+	Reason string    `json:"reason,omitempty"`
+}
+
+// A RunGrant is one credential that a run was issued. It holds no value.
+type RunGrant struct {
+	ID        sealed.GrantID    `json:"id"`
+	Key       sealed.KeyName    `json:"key"`
+	State     string            `json:"state"`
+	Outcome   string            `json:"outcome,omitempty"`
+	Delivery  sealed.Delivery   `json:"delivery"`
+	Approval  sealed.ApprovalID `json:"approval,omitempty"`
+	CreatedAt time.Time         `json:"created_at"`
+	ChangedAt time.Time         `json:"changed_at"`
+}
+
+// Enqueue asks for a run. Calling it again with the same idempotency key
+// returns the same run. The answer holds the run's ticket, which is a secret.
+func (e *Engine) Enqueue(ctx context.Context, r sealed.EnqueueRequest) (sealed.Enqueued, error) {
+	var out sealed.Enqueued
+	spec, err := encode("run", r)
+	if err != nil {
+		return out, err
+	}
+	f, err := e.write(ctx, map[string]any{"spec": spec}, "runs")
+	if err != nil {
+		return out, err
+	}
+	return out, f.document("enqueued", &out)
+}
+
+// Runs lists runs, newest first.
+func (e *Engine) Runs(ctx context.Context, filter RunFilter) ([]RunSummary, error) {
+	query := map[string]string{"state": filter.State, "after": string(filter.After)}
+	if filter.Limit > 0 {
+		query["limit"] = strconv.Itoa(filter.Limit)
+	}
+	ids, info, err := e.list(ctx, query, "runs")
+	if err != nil {
+		return nil, err
+	}
+	out := make([]RunSummary, 0, len(ids))
+	for _, id := range ids {
+		var r RunSummary
+		if err := json.Unmarshal([]byte(info[id]), &r); err != nil {
+			return nil, fields{path: e.path("runs")}.malformed("key_info")
+		}
+		if r.ID, err = sealed.ParseRunID(id); err != nil {
+			return nil, err
+		}
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+// Run reads one run. The engine answers sealed.ErrDenied for one that it does
+// not have, as for one that may not be known.
+func (e *Engine) Run(ctx context.Context, id sealed.RunID) (Run, error) {
+	if err := segment("run", string(id)); err != nil {
+		return Run{}, err
+	}
+	f, err := e.read(ctx, nil, "runs", string(id))
+	if err != nil {
+		return Run{}, err
+	}
+	r := Run{ID: id}
+	for name, to := range map[string]*string{
+		"state": &r.State, "manifest_digest": (*string)(&r.ManifestDigest),
+		"spiffe_id": &r.SPIFFEID, "isolation": &r.Isolation, "run_key": &r.RunKey,
+	} {
+		if *to, err = f.text(name); err != nil {
+			return Run{}, err
+		}
+	}
+	if err := f.manifest(&r); err != nil {
+		return Run{}, err
+	}
+	for name, to := range map[string]any{"history": &r.History, "grants": &r.Grants, "approvals": &r.Approvals} {
+		if err := f.document(name, to); err != nil {
+			return Run{}, err
+		}
+	}
+	return r, nil
+}
+
+// manifest decodes the manifest after comparing its bytes with the digest.
+func (f fields) manifest(r *Run) error {
+	text, err := f.text("manifest")
+	if err != nil {
+		return err
+	}
+	if sealed.DigestOf(sealed.DomainManifest, []byte(text)) != r.ManifestDigest {
+		return fmt.Errorf("reading answer of %s: the manifest does not have its digest: %w", f.path, sealed.ErrInvalid)
+	}
+	return f.document("manifest", &r.Manifest)
+}
+
+// CloseRun ends a run whose init is gone: there is no record signed by the run.
+func (e *Engine) CloseRun(ctx context.Context, id sealed.RunID, reason string) error {
+	return e.endRun(ctx, id, "close", reason)
+}
+
+// StopRun orders a run to abort. Its grants die at once.
+func (e *Engine) StopRun(ctx context.Context, id sealed.RunID, reason string) error {
+	return e.endRun(ctx, id, "stop", reason)
+}
+
+func (e *Engine) endRun(ctx context.Context, id sealed.RunID, act, reason string) error {
+	if err := segment("run", string(id)); err != nil {
+		return err
+	}
+	_, err := e.write(ctx, map[string]any{"reason": reason}, "runs", string(id), act)
+	return err
+}
+
+// Record returns the DSSE envelope that a finished run left, or
+// sealed.ErrNotFound while there is none. It verifies nothing; package audit does.
+func (e *Engine) Record(ctx context.Context, id sealed.RunID) ([]byte, error) {
+	if err := segment("run", string(id)); err != nil {
+		return nil, err
+	}
+	f, err := e.read(ctx, nil, "runs", string(id), "record")
+	if err != nil {
+		return nil, err
+	}
+	record, err := f.text("record")
+	if err == nil && record == "" {
+		err = f.malformed("record")
+	}
+	return []byte(record), err
+}
