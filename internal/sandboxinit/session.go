@@ -188,14 +188,6 @@ func (s *session) confirm(ctx context.Context, g *grant, epoch uint64) error {
 	return nil
 }
 
-// decodeField decodes a JSON document in one field of an unsigned answer
-// (watch, requests, head: facts whose forgery TLS excludes and which can only
-// make init stop).
-func decodeField(r *reply, field string, v any) error {
-	text, _ := r.Data[field].(string)
-	return sealed.Decode([]byte(text), sealed.MaxDocument, v)
-}
-
 func (s *session) watch(ctx context.Context, epoch uint64, wait time.Duration) (sealed.WatchAnswer, error) {
 	req := sealed.WatchRequest{Run: s.answer.Run, Path: s.path("watch"), Epoch: epoch, Wait: sealed.Duration(wait)}
 	var a sealed.WatchAnswer
@@ -203,7 +195,7 @@ func (s *session) watch(ctx context.Context, epoch uint64, wait time.Duration) (
 	if err != nil {
 		return a, err
 	}
-	return a, decodeField(r, "answer", &a)
+	return a, s.open(r, &a)
 }
 
 func (s *session) more(ctx context.Context, key sealed.KeyName, reason string) (sealed.MoreAnswer, error) {
@@ -213,7 +205,7 @@ func (s *session) more(ctx context.Context, key sealed.KeyName, reason string) (
 	if err != nil {
 		return a, err
 	}
-	return a, decodeField(r, "answer", &a)
+	return a, s.open(r, &a)
 }
 
 func (s *session) head(ctx context.Context, oldSize int64) (sealed.HeadAnswer, error) {
@@ -223,7 +215,7 @@ func (s *session) head(ctx context.Context, oldSize int64) (sealed.HeadAnswer, e
 	if err != nil {
 		return a, err
 	}
-	return a, decodeField(r, "answer", &a)
+	return a, s.open(r, &a)
 }
 
 func (s *session) finish(ctx context.Context, record []byte, exit int) error {

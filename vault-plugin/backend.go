@@ -1,0 +1,193 @@
+// Package vaultplugin is the Sealed secrets engine for Vault: the one
+// authority over runs, grants, approvals, revocations and their log.
+//
+// One mount is one tenant. State lives in Vault storage only, so the process
+// can be killed at any instruction; what is kept in memory is a cache that
+// Invalidate drops. Nothing is shared between mounts of one process but the
+// immutable dependencies in Deps.
+//
+// # Guarantee
+//
+// A credential value exists in this process only inside the call that issues
+// it, and leaves it only as HPKE ciphertext for the key of the run that asked.
+// No grant is issued without a durable intent, a log entry, a decision at
+// issue, and a revocation epoch that did not move in a way that concerns it.
+//
+// # What it does not guarantee
+//
+// Whoever holds Vault root, sys/raw, or the plugin catalogue is outside this
+// wall. A static value that was used once can't be un-known by revoking it.
+package vaultplugin
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"sealed.dev/sealed/internal/sealed"
+	"sealed.dev/sealed/internal/secret"
+)
+
+// Version is the running version that Vault shows for the plugin.
+const Version = "v0.1.0"
+
+// A Bundle is an opened, verified policy bundle. It is immutable and safe for
+// concurrent use.
+type Bundle interface {
+	Ref() sealed.BundleRef
+	Expires() time.Time
+	// Decide answers a question about input at a time. It never fails open:
+	// whatever goes wrong is a deny with a fixed reason.
+	Decide(ctx context.Context, question string, input any, at time.Time) sealed.Decision
+}
+
+// A Minted credential comes from a source. Handle is enough to revoke it and
+// is not secret.
+type Minted struct {
+	Value  *secret.Value
+	Handle string
+	TTL    time.Duration // 0: the source sets no limit
+}
+
+// A Source yields values. Implementations bound every upstream call to 3 s
+// and never retry a create.
+type Source interface {
+	// Prepare returns a handle that is persisted before Mint, so that what
+	// Mint creates can be found and revoked after a crash. Static sources
+	// return "".
+	Prepare(ctx context.Context, ref sealed.KeyRef) (handle string, err error)
+	// Mint reads or creates the value under a prepared handle.
+	Mint(ctx context.Context, ref sealed.KeyRef, handle string) (Minted, error)
+	// Revoke undoes Mint. It is idempotent; "not there" is success.
+	Revoke(ctx context.Context, handle string) error
+	// Check tells whether the source can be used, without reading a value.
+	Check(ctx context.Context) error
+	// Revocable reports whether Revoke un-issues the value upstream.
+	Revocable() bool
+}
+
+// Deps are what the engine needs from its main. The zero Clock and Rand mean
+// the real ones.
+type Deps struct {
+	// OpenBundle verifies and compiles a bundle against PEM public keys by key id.
+	OpenBundle func(ctx context.Context, raw []byte, keys map[string]string) (Bundle, error)
+	// OpenSource makes a source of a type other than builtin. credential is
+	// the source's own login and is owned by the callee.
+	OpenSource func(cfg sealed.SourceConfig, credential *secret.Value) (Source, error)
+	Clock      func() time.Time
+	Rand       io.Reader
+}
+
+// backend is one mount. All fields below the line are caches of storage.
+type backend struct {
+	*framework.Backend
+	deps Deps
+	now  func() time.Time
+	rand io.Reader
+	log  hclog.Logger
+
+	// storage is the mount's view, kept for the worker and the log.
+	storage logical.Storage
+
+	locks  lockTable // by name: run/<id>, approval/<id>, profile/<level>/<name>, …
+	worker *worker
+
+	// Caches of the nouns; each guards itself.
+	nouns   nounCaches
+	journal journal
+	policy  policyState
+	stops   revocationState
+	chores  housekeeping
+
+	mem runMemory // of runs: what a restart may forget (memory.go)
+
+	mu   sync.Mutex // guards everything below; never held across storage of others or upstream I/O
+	live *grantIndex
+}
+
+// Factory returns a logical.Factory over deps, for plugin.ServeMultiplex.
+func Factory(deps Deps) logical.Factory {
+	return func(ctx context.Context, conf *logical.BackendConfig) (logical.Backend, error) {
+		b, err := newBackend(deps)
+		if err != nil {
+			return nil, err
+		}
+		b.storage = conf.StorageView
+		if err := b.Setup(ctx, conf); err != nil {
+			return nil, err
+		}
+		b.log = b.Logger()
+		return b, nil
+	}
+}
+
+func newBackend(deps Deps) (*backend, error) {
+	if deps.OpenBundle == nil || deps.OpenSource == nil {
+		return nil, errors.New("making backend: OpenBundle and OpenSource are required")
+	}
+	b := &backend{deps: deps, now: deps.Clock, rand: deps.Rand}
+	if b.now == nil {
+		b.now = time.Now
+	}
+	if b.rand == nil {
+		b.rand = rand.Reader
+	}
+	b.worker = newWorker(b)
+	b.Backend = &framework.Backend{
+		BackendType:    logical.TypeLogical,
+		RunningVersion: Version,
+		Help:           help,
+		Paths:          b.paths(),
+		Secrets:        []*framework.Secret{b.grantSecret()},
+		InitializeFunc: b.initialize,
+		Invalidate:     b.invalidate,
+		Clean:          b.clean,
+		PathsSpecial: &logical.Paths{
+			SealWrapStorage: []string{storeKeys, storeSecrets + "*", storeSourceCreds + "*"},
+		},
+	}
+	return b, nil
+}
+
+func (b *backend) paths() []*framework.Path {
+	return framework.PathAppend(
+		b.pathConfig(), b.pathTrustBundle(), b.pathPolicy(),
+		b.pathSources(), b.pathSecrets(), b.pathAgents(), b.pathProfiles(),
+		b.pathLog(), b.pathRevocations(),
+		b.pathRuns(), b.pathClaim(), b.pathCreds(), b.pathConfirm(), b.pathRequests(),
+		b.pathWatch(), b.pathEvents(), b.pathFinish(), b.pathApprovals(),
+	)
+}
+
+// initialize starts the worker. It reads no storage of others and calls
+// nobody: it runs inside Vault's unseal.
+func (b *backend) initialize(_ context.Context, req *logical.InitializationRequest) error {
+	b.storage = req.Storage
+	if b.WriteSafeReplicationState() {
+		b.worker.start()
+	}
+	return nil
+}
+
+// invalidate drops every cache. It does no I/O.
+func (b *backend) invalidate(ctx context.Context, _ string) {
+	b.dropNouns(ctx)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.live = nil
+}
+
+func (b *backend) clean(context.Context) { b.worker.stop() }
+
+const help = `
+Sealed issues credentials to attested agent runs: gated by policy and people,
+sealed to the run's own key, leased, and logged. Start at config, then
+policy, sources, agents and profiles; runs/ is what sealedctl and sealed-init use.
+`

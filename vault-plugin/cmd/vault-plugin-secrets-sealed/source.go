@@ -1,0 +1,50 @@
+package main
+
+import (
+	"context"
+
+	"sealed.dev/sealed/internal/sealed"
+	"sealed.dev/sealed/internal/secret"
+	"sealed.dev/sealed/internal/source"
+	"sealed.dev/sealed/internal/source/vaultdynamic"
+	"sealed.dev/sealed/internal/source/vaultkv"
+	vaultplugin "sealed.dev/sealed/vault-plugin"
+)
+
+// minter is what the packages below internal/source implement: the engine's
+// Source in their own words, so that they need not import the engine.
+type minter interface {
+	Prepare(ctx context.Context, ref sealed.KeyRef) (string, error)
+	Mint(ctx context.Context, ref sealed.KeyRef, handle string) (source.Minted, error)
+	Revoke(ctx context.Context, handle string) error
+	Check(ctx context.Context) error
+	Revocable() bool
+}
+
+// adapter turns a minter into the engine's Source.
+type adapter struct{ minter }
+
+func (a adapter) Mint(ctx context.Context, ref sealed.KeyRef, handle string) (vaultplugin.Minted, error) {
+	m, err := a.minter.Mint(ctx, ref, handle)
+	return vaultplugin.Minted{Value: m.Value, Handle: m.Handle, TTL: m.TTL}, err
+}
+
+// openSource makes a source of the configured type and owns credential: where
+// it fails the credential is wiped.
+func openSource(cfg sealed.SourceConfig, credential *secret.Value) (vaultplugin.Source, error) {
+	var m minter
+	var err error
+	switch cfg.Type {
+	case sealed.SourceVaultKV:
+		m, err = vaultkv.Open(cfg, credential)
+	case sealed.SourceVaultDynamic:
+		m, err = vaultdynamic.Open(cfg, credential, nil)
+	default:
+		err = &sealed.FieldError{Field: "type", Reason: "this plug-in has no such source"}
+	}
+	if err != nil {
+		credential.Destroy()
+		return nil, err
+	}
+	return adapter{m}, nil
+}

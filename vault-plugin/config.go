@@ -1,0 +1,90 @@
+package vaultplugin
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"sealed.dev/sealed/internal/sealed"
+)
+
+// engineConfig is the mount's configuration. It holds nothing secret.
+type engineConfig struct {
+	Tenant         sealed.Name `json:"tenant"`          // fixed at first write
+	TrustDomain    string      `json:"trust_domain"`    // fixed at first write
+	AllowEmbedded  bool        `json:"allow_embedded"`  // fixed at first write
+	AgentAccessor  string      `json:"agent_accessor"`  // of the auth/jwt mount that agents log in by
+	ClaimsAccessor []string    `json:"claims_accessor"` // auth mounts whose alias metadata are claims
+	// PersonClaim is the key, in alias custom metadata, alias metadata or
+	// entity metadata, that names the human. Empty: the entity is the person.
+	PersonClaim string `json:"person_claim"`
+
+	FreezeAfter      sealed.Duration `json:"freeze_after"`      // out of contact: the proxy freezes
+	StopAfter        sealed.Duration `json:"stop_after"`        // out of contact: the run stops
+	SilentAfter      sealed.Duration `json:"silent_after"`      // no word from init: the engine closes the run
+	UnconfirmedAfter sealed.Duration `json:"unconfirmed_after"` // a grant nobody confirmed is revoked
+}
+
+// defaultConfig is what a first write starts from.
+func defaultConfig() engineConfig {
+	return engineConfig{
+		FreezeAfter:      sealed.Duration(5 * time.Second),
+		StopAfter:        sealed.Duration(60 * time.Second),
+		SilentAfter:      sealed.Duration(15 * time.Second),
+		UnconfirmedAfter: sealed.Duration(10 * time.Second),
+	}
+}
+
+// config returns the mount's configuration, which the caller must not change,
+// or sealed.ErrUnavailable before the first write.
+func (b *backend) config(ctx context.Context, s logical.Storage) (*engineConfig, error) {
+	return b.nouns.config.get("", func() (*engineConfig, error) {
+		cfg := new(engineConfig)
+		ok, err := get(ctx, s, storeConfig, cfg)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			return nil, fmt.Errorf("loading config: the mount is not configured: %w", sealed.ErrUnavailable)
+		}
+		if err := cfg.validate(); err != nil {
+			return nil, fmt.Errorf("decoding stored %s: malformed", storeConfig)
+		}
+		return cfg, nil
+	})
+}
+
+// validate checks a whole configuration.
+func (c *engineConfig) validate() error {
+	if _, err := sealed.ParseName("tenant", string(c.Tenant)); err != nil {
+		return err
+	}
+	td, err := spiffeid.TrustDomainFromString(c.TrustDomain)
+	if err != nil || td.Name() != c.TrustDomain {
+		return invalid("trust_domain", "wants the name of a SPIFFE trust domain")
+	}
+	if c.TrustDomain == sealed.ReservedTrustDomain && !c.AllowEmbedded {
+		return invalid("trust_domain", "belongs to the embedded authority of one machine; a production mount refuses it")
+	}
+	if c.AgentAccessor == "" {
+		return invalid("agent_accessor", "wants the accessor of the auth mount that agents log in by")
+	}
+	return c.validateLimits()
+}
+
+func (c *engineConfig) validateLimits() error {
+	for field, d := range map[string]sealed.Duration{
+		"freeze_after": c.FreezeAfter, "stop_after": c.StopAfter, "silent_after": c.SilentAfter, "unconfirmed_after": c.UnconfirmedAfter,
+	} {
+		if d.Std() < time.Second || d.Std() > time.Hour {
+			return invalid(field, "wants 1s to 1h")
+		}
+	}
+	if c.StopAfter < c.FreezeAfter {
+		return invalid("stop_after", "wants at least freeze_after")
+	}
+	return nil
+}

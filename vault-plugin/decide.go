@@ -1,0 +1,263 @@
+package vaultplugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"sealed.dev/sealed/internal/sealed"
+)
+
+// Phases of a decision, as policies see them.
+const (
+	phaseEnqueue = "enqueue"
+	phaseIssue   = "issue"
+	phaseRequest = "request"
+)
+
+// keyTerms are the terms on which a key may be used, after obligations: the
+// weakest delivery, the bindings and the longest lifetime.
+type keyTerms struct {
+	name     sealed.KeyName
+	profile  sealed.Profile
+	spec     sealed.KeySpec
+	delivery sealed.Delivery
+	bindings []sealed.Binding
+	ttl      time.Duration // of one period of the lease
+	maxTTL   time.Duration // of the grant, renewals included
+}
+
+func termsOf(p sealed.Profile, name sealed.KeyName, spec sealed.KeySpec) keyTerms {
+	return keyTerms{
+		name: name, profile: p, spec: spec, delivery: spec.Delivery, bindings: spec.Bindings,
+		ttl: spec.TTL.Std(), maxTTL: spec.MaxTTL.Std(),
+	}
+}
+
+// under returns the terms narrowed by obligations. An obliged TTL bounds each
+// period of the lease; how long renewals may go on is the key's max_ttl.
+func (k keyTerms) under(o sealed.Obligations) keyTerms {
+	if o.Delivery != "" && !k.delivery.Stronger(o.Delivery) {
+		k.delivery = o.Delivery
+	}
+	if limit := time.Duration(o.TTL) * time.Second; limit > 0 {
+		k.ttl = min(k.ttl, limit)
+	}
+	return k
+}
+
+// both returns the terms that the pinned and the current version of a key
+// allow. Where the value comes from may not differ at all; bindings are cut
+// to those that both name, element by element.
+func both(pinned, current keyTerms) (keyTerms, bool) {
+	if pinned.spec.Source != current.spec.Source || pinned.spec.Ref != current.spec.Ref || pinned.spec.AllowWeak != current.spec.AllowWeak {
+		return keyTerms{}, false
+	}
+	k := current
+	if !k.delivery.Stronger(pinned.delivery) {
+		k.delivery = pinned.delivery
+	}
+	if !slices.EqualFunc(pinned.bindings, current.bindings, sameBinding) {
+		k.bindings = nil
+		for _, b := range pinned.bindings {
+			if slices.ContainsFunc(current.bindings, func(c sealed.Binding) bool { return sameBinding(b, c) }) {
+				k.bindings = append(k.bindings, b)
+			}
+		}
+	}
+	if k.delivery == sealed.DeliveryProxy && len(k.bindings) == 0 {
+		return keyTerms{}, false
+	}
+	k.ttl, k.maxTTL = min(k.ttl, pinned.ttl), min(k.maxTTL, pinned.maxTTL)
+	return k, true
+}
+
+func sameBinding(a, b sealed.Binding) bool {
+	return a.Host == b.Host && a.Header == b.Header && a.Format == b.Format &&
+		slices.Equal(a.Methods, b.Methods) && slices.Equal(a.Paths, b.Paths)
+}
+
+// authzInput builds the document that sealed.authz.decision sees. Workflow and
+// tags are proven only as far as the requester may assert them under this
+// version of the profile.
+func authzInput(phase string, now time.Time, r runRow, who sealed.Requester, k keyTerms, kind, reason string) sealed.Input {
+	m, p := r.m, k.profile
+	proven := p.Requesters.Match(who.Groups, who.Claims)
+	in := sealed.Input{
+		Phase: phase, Time: now, Tenant: m.Tenant, Requester: who, Agent: m.Agent,
+		Run: sealed.InputRun{
+			ID: r.ID, Mode: m.Mode, Workflow: string(m.Workflow), WorkflowProven: m.Workflow != "" && proven,
+			Tags: []sealed.InputTag{}, Backend: m.Sandbox.Backend, Isolation: m.Sandbox.Isolation,
+			Assurance: sealed.AssuranceAttested, Network: m.Sandbox.Network, Interactive: m.Sandbox.Interactive,
+		},
+		Profile: sealed.InputProfile{
+			Name: p.Name, Level: p.Level, Version: p.Version, Owner: p.Owner,
+			Tags: list(p.Tags), AllowedWorkflows: list(p.AllowedWorkflows),
+		},
+		Key: sealed.InputKey{
+			Name: k.name, Source: k.spec.Source, SourceKind: kind, Agents: list(k.spec.Agents),
+			Workflows: list(k.spec.Workflows), Tags: list(k.spec.Tags), Risk: k.spec.Risk,
+			Delivery: k.spec.Delivery, Bindings: k.spec.Bindings,
+			TTL: int64(k.spec.TTL.Std() / time.Second), MaxTTL: int64(k.spec.MaxTTL.Std() / time.Second),
+			RequesterMatches: proven,
+		},
+		Reason: sealed.CleanReason(reason),
+	}
+	if in.Key.Bindings == nil {
+		in.Key.Bindings = []sealed.Binding{}
+	}
+	for _, t := range m.Tags {
+		in.Run.Tags = append(in.Run.Tags, sealed.InputTag{Name: t.Name, Proven: proven})
+	}
+	if !k.spec.Requesters.Empty() {
+		in.Key.RequesterMatches = k.spec.Requesters.Match(who.Groups, who.Claims)
+	}
+	if r.Claim != nil {
+		in.Agent.SPIFFEID, in.Run.Isolation, in.Run.Network = r.Claim.SPIFFEID, r.Claim.Isolation, r.Claim.Network
+	}
+	return in
+}
+
+// list makes a nil slice an empty array: policies never see null.
+func list(s []string) []string {
+	if s == nil {
+		return []string{}
+	}
+	return s
+}
+
+// sourceKind says whether a key's source is static or dynamic.
+func (b *backend) sourceKind(ctx context.Context, s logical.Storage, name sealed.Name) (string, error) {
+	cfg, _, err := b.source(ctx, s, name)
+	if err != nil {
+		return "", err
+	}
+	return cfg.Kind(), nil
+}
+
+// ask puts one key to one bundle.
+func (b *backend) ask(ctx context.Context, s logical.Storage, bundle Bundle, phase string, r runRow, who sealed.Requester, k keyTerms, reason string) (sealed.Decision, error) {
+	kind, err := b.sourceKind(ctx, s, k.spec.Source)
+	if errors.Is(err, sealed.ErrNotFound) {
+		return sealed.Deny(sealed.ReasonChanged, "the source of the key does not exist"), nil
+	}
+	if err != nil {
+		return sealed.Decision{}, err
+	}
+	now := b.now().UTC()
+	if !now.Before(bundle.Expires()) {
+		return sealed.Deny(sealed.ReasonExpired, "the policy bundle has expired"), nil
+	}
+	return bundle.Decide(ctx, sealed.QuestionAuthz, authzInput(phase, now, r, who, k, kind, reason), now), nil
+}
+
+// A verdict is a decision with the terms that it allows, and the bundle of
+// now, which an approval has to name.
+type verdict struct {
+	sealed.Decision
+	terms  keyTerms
+	bundle Bundle
+}
+
+func refuse(code, msg string) verdict { return verdict{Decision: sealed.Deny(code, msg)} }
+
+// decideAgain decides a key of a claimed run. The pinned version of profile
+// and bundle and the current ones must both say yes, and obligations
+// intersect. Whatever is missing is a denial; only what can't be read is an error.
+func (b *backend) decideAgain(ctx context.Context, s logical.Storage, phase string, r runRow, name sealed.KeyName, reason string) (verdict, error) {
+	mk, ok := r.key(name)
+	if !ok {
+		return refuse(sealed.ReasonNoSuchKey, "the run has no such key"), nil
+	}
+	pinned, err := b.profileVersion(ctx, s, mk.Origin)
+	if err != nil {
+		return missing(err)
+	}
+	current, err := b.profileByName(ctx, s, mk.Origin.Name)
+	if err != nil {
+		return missing(err)
+	}
+	spec, ok := pinned.Keys[name]
+	if !ok || spec.Digest() != mk.SpecDigest {
+		return refuse(sealed.ReasonChanged, "the pinned profile is not the one of the manifest"), nil
+	}
+	currentSpec, ok := current.Keys[name]
+	if !ok || current.Level != pinned.Level {
+		return refuse(sealed.ReasonChanged, "the profile no longer has the key"), nil
+	}
+	who, err := b.requesterNow(ctx, s, r)
+	if err != nil {
+		return missing(err)
+	}
+	pinnedBundle, err := b.bundleByDigest(ctx, s, r.m.Bundle.Digest)
+	if err != nil {
+		return verdict{}, err
+	}
+	currentBundle, err := b.currentBundle(ctx, s)
+	if err != nil {
+		return verdict{}, err
+	}
+	before, after := termsOf(pinned, name, spec), termsOf(current, name, currentSpec)
+	d1, err := b.ask(ctx, s, pinnedBundle, phase, r, r.m.Requester, before, reason)
+	if err != nil {
+		return verdict{}, err
+	}
+	d2, err := b.ask(ctx, s, currentBundle, phase, r, who, after, reason)
+	if err != nil {
+		return verdict{}, err
+	}
+	d := sealed.Combine(d1, d2)
+	terms, ok := both(before, after)
+	if !ok {
+		d = sealed.Combine(d, sealed.Deny(sealed.ReasonChanged, "the key was changed since the run was enqueued"))
+	}
+	if d.Obligations.Egress == "bound" && r.Claim != nil && r.Claim.Network != sealed.NetworkNone {
+		d = sealed.Combine(d, sealed.Deny(sealed.ReasonChanged, "the policy now wants a run without further egress"))
+	}
+	return verdict{Decision: d, terms: terms.under(d.Obligations), bundle: currentBundle}, nil
+}
+
+// requesterNow is who enqueued the run, with the groups of now. An entity
+// that is gone or disabled since is sealed.ErrDenied. Claims stay those of the
+// enqueue: a later login of the same alias overwrites them in Vault.
+func (b *backend) requesterNow(ctx context.Context, s logical.Storage, r runRow) (sealed.Requester, error) {
+	now, err := b.requester(ctx, &logical.Request{Storage: s, EntityID: r.m.Requester.EntityID})
+	if err != nil {
+		return sealed.Requester{}, fmt.Errorf("looking up the requester: %w", err)
+	}
+	who := r.m.Requester
+	who.Groups = now.Groups
+	return who, nil
+}
+
+// missing turns "not there" and "not allowed" into a denial.
+func missing(err error) (verdict, error) {
+	if unlessDenied(err) != nil {
+		return verdict{}, err
+	}
+	return refuse(sealed.ReasonChanged, "profile or requester is no longer there"), nil
+}
+
+// unlessDenied returns err, or nil if err is a no rather than a failure.
+func unlessDenied(err error) error {
+	if errors.Is(err, sealed.ErrDenied) || errors.Is(err, sealed.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// covered returns sealed.ErrRevoked if a standing revocation covers a subject.
+func (b *backend) covered(ctx context.Context, s logical.Storage, sub sealed.Subject) error {
+	rev, err := b.revoked(ctx, s, sub)
+	if err != nil {
+		return err
+	}
+	if rev != nil {
+		return fmt.Errorf("revocation %s: %w", rev.ID, sealed.ErrRevoked)
+	}
+	return nil
+}

@@ -1,0 +1,308 @@
+package vaultplugin
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"sealed.dev/sealed/internal/sealed"
+)
+
+// grantIndex holds, in memory, every run that is not archived with its grants
+// and approvals, so that a tick, a watch and a revocation cost no scan.
+//
+// It is a cache of storage, kept exact by two rules. Writers store first and
+// note the change afterwards; the index is published before it is loaded, and
+// what was noted meanwhile wins over what the loader reads. After a storage
+// error the index is dropped, because the outcome of the write is not known.
+type grantIndex struct {
+	loading sync.Mutex // held by the one loader
+
+	mu        sync.Mutex
+	loaded    bool
+	noted     map[string]bool // ids noted before loaded
+	runs      map[sealed.RunID]*liveRun
+	approvals map[sealed.ApprovalID]approvalRow
+}
+
+// liveRun is a run with its grants. changed is closed at its next change of state.
+type liveRun struct {
+	row     runRow
+	grants  map[sealed.GrantID]grantRow
+	changed chan struct{}
+}
+
+func newGrantIndex() *grantIndex {
+	return &grantIndex{
+		noted:     make(map[string]bool),
+		runs:      make(map[sealed.RunID]*liveRun),
+		approvals: make(map[sealed.ApprovalID]approvalRow),
+	}
+}
+
+// index returns the loaded index.
+func (b *backend) index(ctx context.Context, s logical.Storage) (*grantIndex, error) {
+	b.mu.Lock()
+	if b.live == nil {
+		b.live = newGrantIndex()
+	}
+	x := b.live
+	b.mu.Unlock()
+	return x, x.load(ctx, s)
+}
+
+// note applies a change that is stored already.
+func (b *backend) note(change func(*grantIndex)) {
+	b.mu.Lock()
+	x := b.live
+	b.mu.Unlock()
+	if x != nil {
+		change(x)
+	}
+}
+
+func (b *backend) dropIndex() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.live = nil
+}
+
+func (x *grantIndex) load(ctx context.Context, s logical.Storage) error {
+	x.mu.Lock()
+	done := x.loaded
+	x.mu.Unlock()
+	if done {
+		return nil
+	}
+	x.loading.Lock()
+	defer x.loading.Unlock()
+	x.mu.Lock()
+	done = x.loaded
+	x.mu.Unlock()
+	if done {
+		return nil
+	}
+	if err := x.loadRuns(ctx, s); err != nil {
+		return unavailable(err)
+	}
+	if err := x.loadApprovals(ctx, s); err != nil {
+		return unavailable(err)
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.loaded, x.noted = true, nil
+	return nil
+}
+
+func (x *grantIndex) loadRuns(ctx context.Context, s logical.Storage) error {
+	ids, err := s.List(ctx, storeRunsLive)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		var r runRow
+		ok, err := get(ctx, s, storeRunsLive+id, &r)
+		if err != nil {
+			return err
+		}
+		if !ok { // archived since the listing
+			continue
+		}
+		if err := r.decodeManifest(); err != nil {
+			return err
+		}
+		x.ifNotNoted(id, func() { x.putRun(r) })
+		if err := x.loadGrants(ctx, s, r.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (x *grantIndex) loadGrants(ctx context.Context, s logical.Storage, run sealed.RunID) error {
+	prefix := storeGrants + string(run) + "/"
+	ids, err := s.List(ctx, prefix)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		var g grantRow
+		ok, err := get(ctx, s, prefix+id, &g)
+		if err != nil {
+			return err
+		}
+		if ok {
+			x.ifNotNoted(string(run)+"/"+id, func() { x.putGrant(g) })
+		}
+	}
+	return nil
+}
+
+func (x *grantIndex) loadApprovals(ctx context.Context, s logical.Storage) error {
+	ids, err := s.List(ctx, storeApprovalsLive)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		a, err := readApproval(ctx, s, storeApprovalsLive, sealed.ApprovalID(id))
+		if err != nil {
+			return err
+		}
+		if a.ID != "" {
+			x.ifNotNoted(id, func() { x.approvals[a.ID] = a })
+		}
+	}
+	return nil
+}
+
+func (x *grantIndex) ifNotNoted(id string, set func()) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if !x.noted[id] {
+		set()
+	}
+}
+
+// noting runs set and remembers id for a loader that may be at work.
+func (x *grantIndex) noting(id string, set func()) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if !x.loaded {
+		x.noted[id] = true
+	}
+	set()
+}
+
+func (x *grantIndex) putRun(r runRow) {
+	l := x.liveRun(r.ID)
+	if l.row.State != "" && l.row.State != r.State {
+		close(l.changed)
+		l.changed = make(chan struct{})
+	}
+	l.row = r
+}
+
+func (x *grantIndex) putGrant(g grantRow) { x.liveRun(g.Run).grants[g.ID] = g }
+
+// liveRun returns the entry of a run, made when it is new. A grant may be
+// noted before its run was read.
+func (x *grantIndex) liveRun(id sealed.RunID) *liveRun {
+	l, ok := x.runs[id]
+	if !ok {
+		l = &liveRun{grants: make(map[sealed.GrantID]grantRow), changed: make(chan struct{})}
+		x.runs[id] = l
+	}
+	return l
+}
+
+func (x *grantIndex) setRun(r runRow) { x.noting(string(r.ID), func() { x.putRun(r) }) }
+
+func (x *grantIndex) dropRun(id sealed.RunID) {
+	x.noting(string(id), func() { delete(x.runs, id) })
+}
+
+func (x *grantIndex) setGrant(g grantRow) {
+	x.noting(string(g.Run)+"/"+string(g.ID), func() { x.putGrant(g) })
+}
+
+func (x *grantIndex) dropGrant(g grantRow) {
+	x.noting(string(g.Run)+"/"+string(g.ID), func() { delete(x.liveRun(g.Run).grants, g.ID) })
+}
+
+func (x *grantIndex) setApproval(a approvalRow) {
+	x.noting(string(a.ID), func() { x.approvals[a.ID] = a })
+}
+
+func (x *grantIndex) dropApproval(id sealed.ApprovalID) {
+	x.noting(string(id), func() { delete(x.approvals, id) })
+}
+
+func (x *grantIndex) run(id sealed.RunID) (runRow, bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	l, ok := x.runs[id]
+	if !ok || l.row.ID == "" {
+		return runRow{}, false
+	}
+	return l.row, true
+}
+
+// changed is closed when the run next changes its state; nil for a run that
+// is not there.
+func (x *grantIndex) changed(id sealed.RunID) <-chan struct{} {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if l, ok := x.runs[id]; ok {
+		return l.changed
+	}
+	return nil
+}
+
+// list returns the runs in the order of their ids, which is that of time.
+func (x *grantIndex) list() []runRow {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	out := make([]runRow, 0, len(x.runs))
+	for _, id := range slices.Sorted(maps.Keys(x.runs)) {
+		if r := x.runs[id].row; r.ID != "" {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+func (x *grantIndex) grant(run sealed.RunID, id sealed.GrantID) (grantRow, bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	l, ok := x.runs[run]
+	if !ok {
+		return grantRow{}, false
+	}
+	g, ok := l.grants[id]
+	return g, ok
+}
+
+// grants returns the grants of a run in the order of their ids, as dead if
+// the run is not alive.
+func (x *grantIndex) grants(run sealed.RunID) []grantRow {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	l, ok := x.runs[run]
+	if !ok {
+		return nil
+	}
+	out := make([]grantRow, 0, len(l.grants))
+	for _, id := range slices.Sorted(maps.Keys(l.grants)) {
+		out = append(out, l.grants[id].ended(l.row))
+	}
+	return out
+}
+
+// approvalsOf returns the live approvals of a run, newest first; key "" means all.
+func (x *grantIndex) approvalsOf(run sealed.RunID, key sealed.KeyName) []approvalRow {
+	return x.listApprovals(func(a approvalRow) bool {
+		return a.object.Run == run && (key == "" || a.object.Key == key)
+	})
+}
+
+// listApprovals returns the live approvals that match, newest first. match is
+// called without the index's lock and may use the index.
+func (x *grantIndex) listApprovals(match func(approvalRow) bool) []approvalRow {
+	x.mu.Lock()
+	out := slices.Collect(maps.Values(x.approvals))
+	x.mu.Unlock()
+	out = slices.DeleteFunc(out, func(a approvalRow) bool { return !match(a) })
+	slices.SortFunc(out, func(a, b approvalRow) int { return strings.Compare(string(b.ID), string(a.ID)) })
+	return out
+}
+
+func (x *grantIndex) approval(id sealed.ApprovalID) (approvalRow, bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	a, ok := x.approvals[id]
+	return a, ok
+}

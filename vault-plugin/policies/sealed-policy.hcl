@@ -1,0 +1,10 @@
+# Uploads signed policy bundles and tries them. Cannot add a key that signs them.
+path "{{mount}}/policy" {
+  capabilities = ["read", "update"]
+}
+path "{{mount}}/policy/decide" {
+  capabilities = ["update"]
+}
+path "{{mount}}/config/policy-keys" {
+  capabilities = ["read"]
+}
