@@ -171,7 +171,7 @@ func measured(r runRow, def sealed.AgentDefinition, c provenClaim) (what string)
 		{"cap_bnd", zeroHex(got.CapBnd)},
 		{"no_new_privs", got.NoNewPrivs},
 		{"seccomp", got.Seccomp == 2},
-		{"uid_map", !mapsHostRoot(got.UIDMap)},
+		{"uid_map", oneUser(got.UIDMap, got.UID)},
 		{"pid", got.PID == 1},
 		{"root_read_only", got.RootReadOnly},
 	} {
@@ -188,20 +188,13 @@ func zeroHex(s string) bool {
 	return err == nil && v == 0
 }
 
-// mapsHostRoot reports whether a uid_map line (user_namespaces(7): inside,
-// outside, length) reaches uid 0 of the parent namespace, or can't be read.
-func mapsHostRoot(line string) bool {
+// oneUser reports whether a uid_map line (user_namespaces(7): inside, outside,
+// length) maps exactly the process's own uid, which is not 0. The second
+// column is relative to the parent namespace, which may be a nested one, and so
+// says nothing about the host: that no uid of the host's root is mapped is
+// checked by the attestor, from outside.
+func oneUser(line string, uid int) bool {
+	inside, err := strconv.Atoi(line[:max(strings.IndexByte(line, ' '), 0)])
 	fields := strings.Fields(line)
-	if len(fields) != 3 {
-		return true
-	}
-	var n [3]uint64
-	for i, f := range fields {
-		v, err := strconv.ParseUint(f, 10, 32)
-		if err != nil {
-			return true
-		}
-		n[i] = v
-	}
-	return n[1] == 0 || n[2] == 0
+	return err == nil && len(fields) == 3 && inside == uid && uid > 0 && fields[2] == "1"
 }

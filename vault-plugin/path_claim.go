@@ -214,7 +214,7 @@ func (b *backend) claimAnswer(ctx context.Context, s logical.Storage, r runRow, 
 	}
 	m := r.m
 	a := sealed.ClaimAnswer{
-		Run: r.ID, Nonce: nonce, Tenant: m.Tenant, Agent: m.Agent.Name, SPIFFEID: r.Claim.SPIFFEID,
+		Run: r.ID, Nonce: nonce, Tenant: m.Tenant, Agent: m.Agent.Name, DefinitionDigest: m.Agent.DefinitionDigest, SPIFFEID: r.Claim.SPIFFEID,
 		Isolation: r.Claim.Isolation, Assurance: sealed.AssuranceAttested, ManifestDigest: r.ManifestDigest,
 		CommandDigest: m.CommandDigest, InputDigest: m.InputDigest, AgentEnv: def.AgentEnv,
 		Network: r.Claim.Network, WallTime: m.Sandbox.WallTime, Bundle: m.Bundle, Epoch: epoch, Checkpoint: head,
@@ -231,7 +231,7 @@ func (b *backend) claimAnswer(ctx context.Context, s logical.Storage, r runRow, 
 		a.Env = p.Env
 	}
 	for _, k := range keys {
-		ck := sealed.ClaimKey{Name: k.Name, Effect: k.Decision.Effect, Delivery: k.Delivery, Approval: k.Approval}
+		ck := sealed.ClaimKey{Name: k.Name, Effect: k.Decision.Effect, Reasons: k.Decision.Reasons, Delivery: k.Delivery, Approval: k.Approval}
 		if ck.Effect != sealed.EffectDeny {
 			ck.Bindings = k.Bindings
 		}

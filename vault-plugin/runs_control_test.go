@@ -209,15 +209,15 @@ func FuzzClaim(f *testing.F) {
 	})
 }
 
-// FuzzMapsHostRoot: whatever reaches uid 0 or is no map line is refused.
-func FuzzMapsHostRoot(f *testing.F) {
-	for _, s := range []string{"0 0 1", "1000 65536 1", "0 4294967295 2", "", "a b c"} {
-		f.Add(s)
+// FuzzOneUser: whatever maps another uid, more than one, or root is refused.
+func FuzzOneUser(f *testing.F) {
+	for _, s := range []string{"0 0 1", "1000 65536 1", "1000 0 2", "", "a b c"} {
+		f.Add(s, 1000)
 	}
-	f.Fuzz(func(t *testing.T, line string) {
+	f.Fuzz(func(t *testing.T, line string, uid int) {
 		fields := strings.Fields(line)
-		if !mapsHostRoot(line) && (len(fields) != 3 || strings.Trim(fields[1], "0") == "") {
-			t.Fatalf("%q passed", line)
+		if oneUser(line, uid) && (uid <= 0 || len(fields) != 3 || fields[2] != "1") {
+			t.Fatalf("%q passed for %d", line, uid)
 		}
 	})
 }

@@ -227,10 +227,10 @@ func TestClaimMeasurement(t *testing.T) { // R05, E19
 			}
 		})
 	}
-	for line, want := range map[string]bool{"0 0 1": true, "0 0 4294967295": true, "1000 1000 1": false, "0 100000 65536": false,
-		"": true, "0 x 1": true, "0 1 1\n1 0 1": true, "5 7 0": true, "-1 -1 -1": true} {
-		if got := mapsHostRoot(line); got != want {
-			t.Errorf("mapsHostRoot(%q) = %v", line, got)
+	for line, want := range map[string]bool{"1000 0 1": true, "1000 1000 1": true, "0 0 1": false, "1000 1000 2": false, "0 100000 65536": false,
+		"": false, "1000 x": false, "1001 0 1": false, "1000 0 1\n0 1 1": false, "-1 -1 1": false} {
+		if got := oneUser(line, 1000); got != want {
+			t.Errorf("oneUser(%q) = %v", line, got)
 		}
 	}
 }

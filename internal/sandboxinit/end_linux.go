@@ -95,7 +95,6 @@ func (r *runner) finish(ctx context.Context, status int, reason string) error {
 	errs = append(errs, err)
 	// Revoking the token ends every lease of the run, whatever happened above.
 	errs = append(errs, r.session.engine.revokeToken(ctx))
-	r.set.Wipe()
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("finishing run: %w", err)
 	}

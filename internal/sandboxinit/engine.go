@@ -143,7 +143,7 @@ func statusErr(path string, status int, errs []string) error {
 
 // login exchanges the JWT-SVID for this run's token.
 func (e *engine) login(ctx context.Context, t sealed.TrustFile, jwt string) (ttl time.Duration, err error) {
-	r, err := e.write(ctx, t.AuthMount+"/login", map[string]string{"role": t.AuthRole, "jwt": jwt})
+	r, err := e.write(ctx, "auth/"+t.AuthMount+"/login", map[string]string{"role": t.AuthRole, "jwt": jwt})
 	if err != nil {
 		return 0, fmt.Errorf("logging in to Vault: %w", err)
 	}

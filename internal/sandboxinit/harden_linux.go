@@ -24,8 +24,10 @@ var allowedEnviron = map[string]bool{"PWD": true}
 func Harden(environ []string) error {
 	debug.SetTraceback("none")
 	// As process 1 of its namespace init is immune to signals it does not
-	// handle, but the Go runtime handles all: SIGQUIT would print stacks.
-	signal.Ignore(unix.SIGQUIT, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2, unix.SIGPIPE, unix.SIGTTOU, unix.SIGTTIN, unix.SIGTSTP, unix.SIGTERM, unix.SIGINT)
+	// handle, but the Go runtime handles all: SIGQUIT would print stacks. They
+	// are caught and dropped, not ignored: an ignored signal stays ignored
+	// across execve(2), and the agent could not be interrupted.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGQUIT, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2, unix.SIGPIPE, unix.SIGTTOU, unix.SIGTTIN, unix.SIGTSTP, unix.SIGTERM, unix.SIGINT)
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("making process undumpable: %w", err)
 	}
@@ -70,8 +72,8 @@ func closeForeign() error {
 			continue
 		}
 		link, err := os.Readlink("/proc/self/fd/" + e.Name())
-		if err != nil || strings.HasPrefix(link, "anon_inode:[event") || strings.HasPrefix(link, "/proc/") {
-			continue
+		if err != nil || strings.HasPrefix(link, "anon_inode:[event") {
+			continue // gone (that of ReadDir), or the poller's
 		}
 		if err := unix.Close(fd); err != nil && err != unix.EBADF {
 			return fmt.Errorf("closing foreign descriptor %d: %w", fd, err)

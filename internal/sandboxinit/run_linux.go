@@ -31,13 +31,16 @@ const (
 
 // A runner is one run, from boot to finish.
 type runner struct {
-	boot    sealed.Boot
-	trust   sealed.TrustFile
-	relay   *relay.Client
-	control *relay.Control
-	set     *redact.Set
-	stdout  io.Writer
-	stderr  io.Writer
+	boot  sealed.Boot
+	trust sealed.TrustFile
+	// trustFile stays open and referenced: the attestor compares descriptor
+	// TrustFD with the file it is configured with, at every attestation.
+	trustFile *os.File
+	relay     *relay.Client
+	control   *relay.Control
+	set       *redact.Set
+	stdout    io.Writer
+	stderr    io.Writer
 
 	measured sealed.Measurement
 	exe      *executable
@@ -96,8 +99,8 @@ func (r *runner) run(ctx context.Context) (int, error) {
 // prepare does steps 2 to 4: trust, boot, measurement, seccomp. The network
 // interfaces are read before the filter narrows what can be asked.
 func (r *runner) prepare(ctx context.Context) error {
-	trustFile := os.NewFile(sealed.TrustFD, "trust")
-	trust, digest, err := readTrust(trustFile)
+	r.trustFile = os.NewFile(sealed.TrustFD, "trust")
+	trust, digest, err := readTrust(r.trustFile)
 	if err != nil {
 		return err
 	}
@@ -112,7 +115,9 @@ func (r *runner) prepare(ctx context.Context) error {
 	if r.boot, err = readBoot(os.NewFile(sealed.BootFD, "boot")); err != nil {
 		return err
 	}
-	conn, err := net.FileConn(os.NewFile(sealed.RelayFD, "relay"))
+	relayFile := os.NewFile(sealed.RelayFD, "relay")
+	conn, err := net.FileConn(relayFile)
+	_ = relayFile.Close()
 	if err != nil {
 		return fmt.Errorf("opening relay: %w", sealed.ErrUnavailable)
 	}

@@ -46,10 +46,15 @@ func InstallSeccomp() error {
 		return err
 	}
 	fprog := unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]}
-	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&fprog)))
+	// A thread that can't take the filter is told by its id as the result,
+	// with no error number; the filter is then on no thread (seccomp(2)).
+	thread, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&fprog)))
 	runtime.KeepAlive(prog)
 	if errno != 0 {
 		return fmt.Errorf("installing seccomp filter: %w", errno)
+	}
+	if thread != 0 {
+		return fmt.Errorf("installing seccomp filter: thread %d has a filter of its own", thread)
 	}
 	return nil
 }
@@ -88,9 +93,14 @@ func filter() ([]unix.SockFilter, error) {
 }
 
 // socketRules allow listed families, netlink with protocol 0, and everything
-// that is not socket(2). socketpair(2) makes Unix sockets only.
+// that is not socket(2). socketpair(2) may make Unix sockets only: the kernel
+// creates the sockets, and loads their module, before it asks whether the
+// family has pairs.
 func socketRules(ld, jeq uint16, eperm, allow unix.SockFilter) []unix.SockFilter {
-	var p []unix.SockFilter
+	p := []unix.SockFilter{
+		{Code: jeq, K: unix.SYS_SOCKETPAIR, Jf: 4},
+		{Code: ld, K: offArg0}, {Code: jeq, K: unix.AF_UNIX, Jf: 1}, allow, eperm,
+	}
 	body := []unix.SockFilter{{Code: ld, K: offArg0}}
 	for _, f := range allowedFamilies {
 		body = append(body, unix.SockFilter{Code: jeq, K: f, Jf: 1}, allow)

@@ -46,7 +46,7 @@ type Reason struct {
 
 // Obligations bind whoever acts on a decision. Zero values oblige to nothing.
 type Obligations struct {
-	TTL       int64               `json:"ttl,omitempty"`      // seconds; the lease may not be longer
+	TTL       int64               `json:"ttl,omitempty"`      // seconds; one period of the lease may not be longer
 	Delivery  Delivery            `json:"delivery,omitempty"` // the weakest delivery allowed
 	Approvals ApprovalObligations `json:"approvals"`
 	Egress    string              `json:"egress,omitempty"` // "bound": no network beyond the bound hosts
