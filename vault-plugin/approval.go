@@ -137,6 +137,13 @@ func requested(a approvalRow) audit.Event {
 	}}
 }
 
+// wantsReason reports whether the agent now says why it wants the key, of which
+// the object made at enqueue could know nothing. Nobody has voted yet, so a new
+// object with the reason takes its place; later reasons change nothing.
+func (a approvalRow) wantsReason(reason string) bool {
+	return a.object.Reason == "" && len(a.Votes) == 0 && sealed.CleanReason(reason) != ""
+}
+
 // matches reports whether what was approved is what is asked for now; what
 // names the first difference (E17, E19).
 func (a approvalRow) matches(r runRow, bundle sealed.BundleRef, k keyTerms, d sealed.Decision) (what string) {
@@ -214,7 +221,10 @@ func (b *backend) approvalFor(ctx context.Context, s logical.Storage, r runRow, 
 		}
 		what := a.matches(r, bundle.Ref(), k, d)
 		if what == "" && state == sealed.ApprovalPending {
-			return a, false, nil
+			if !a.wantsReason(reason) {
+				return a, false, nil
+			}
+			what = "reason"
 		}
 		if what == "" {
 			ok, err := b.standing(ctx, s, bundle, a)

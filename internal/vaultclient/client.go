@@ -214,6 +214,8 @@ func edge(doing, path string, err error) error {
 		return fmt.Errorf("%s %s: %w: %w", doing, path, sealed.ErrUnavailable, err)
 	}
 	said := strings.Join(resp.Errors, "; ")
+	// Vault frames a plug-in's error as a list of one.
+	said = strings.TrimPrefix(strings.TrimSpace(said), "1 error occurred:\n\t* ")
 	if said == "" {
 		said = http.StatusText(resp.StatusCode)
 	}
