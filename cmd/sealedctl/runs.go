@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"io"
+	"maps"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"sealed.dev/sealed/internal/sealed"
+	"sealed.dev/sealed/internal/vaultclient"
+)
+
+func newRunsCmd(a *app) *cobra.Command {
+	return group("runs", "See, follow and stop runs",
+		`Runs shows what the engine knows of runs: names, digests and states. logs shows
+the redacted output of a run of this machine.
+
+  sealedctl runs list --state claimed
+  sealedctl runs logs -f 01JD0Z5X7RS3X7Q4K5M6N7P8Q9
+  sealedctl runs stop 01JD0Z5X7RS3X7Q4K5M6N7P8Q9 --reason "took too long"`,
+		newRunsListCmd(a), newRunsShowCmd(a), newRunsLogsCmd(a), newRunsStopCmd(a))
+}
+
+func newRunsListCmd(a *app) *cobra.Command {
+	var f vaultclient.RunFilter
+	var after string
+	cmd := &cobra.Command{
+		Use: "list", Short: "List runs, newest first", Args: cobra.NoArgs,
+		Long: `List shows runs, newest first. --after pages on.
+
+  sealedctl runs list --state claimed --limit 20`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			e, err := a.engine(cmd.Context())
+			if err != nil {
+				return err
+			}
+			f.After = sealed.RunID(after)
+			list, err := e.Runs(cmd.Context(), f)
+			if err != nil {
+				return err
+			}
+			return a.print(list, func(w io.Writer) {
+				row(w, "ID", "STATE", "AGENT", "MODE", "PROFILE", "WORKFLOW", "REQUESTER", "CREATED")
+				for _, r := range list {
+					row(w, r.ID, r.State, r.Agent, r.Mode, r.Profile, r.Workflow, r.Requester, stamp(r.CreatedAt))
+				}
+			})
+		},
+	}
+	cmd.Flags().StringVar(&f.State, "state", "", "enqueued, claimed, finished, closed, aborted or expired")
+	cmd.Flags().StringVar(&after, "after", "", "only runs older than this one")
+	cmd.Flags().IntVar(&f.Limit, "limit", 0, "at most so many (default 100, at most 1000)")
+	_ = cmd.RegisterFlagCompletionFunc("state", cobra.FixedCompletions([]string{sealed.RunEnqueued, sealed.RunClaimed, sealed.RunFinished,
+		sealed.RunClosed, sealed.RunAborted, sealed.RunExpired}, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+func newRunsShowCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "show ID", Short: "Show a run: manifest, history, grants, approvals", Args: cobra.ExactArgs(1),
+		Long: `Show prints what was fixed when the run was enqueued, and what has happened since.
+The manifest was compared with its digest.
+
+  sealedctl runs show 01JD0Z5X7RS3X7Q4K5M6N7P8Q9`,
+		ValidArgsFunction: a.complete(runIDs("")),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := sealed.ParseRunID(args[0])
+			if err != nil {
+				return err
+			}
+			e, err := a.engine(cmd.Context())
+			if err != nil {
+				return err
+			}
+			r, err := e.Run(cmd.Context(), id)
+			if err != nil {
+				return err
+			}
+			return a.print(r, func(w io.Writer) { runTable(w, r) })
+		},
+	}
+}
+
+func runTable(w io.Writer, r vaultclient.Run) {
+	m := r.Manifest
+	row(w, "run", r.ID)
+	row(w, "state", r.State)
+	row(w, "agent", m.Agent.Name)
+	row(w, "mode", m.Mode)
+	row(w, "requester", m.Requester.Name)
+	row(w, "workflow", string(m.Workflow))
+	row(w, "isolation", m.Sandbox.Isolation)
+	row(w, "network", m.Sandbox.Network)
+	row(w, "manifest", r.ManifestDigest)
+	row(w, "identity", r.SPIFFEID)
+	row(w)
+	row(w, "KEY", "DECISION", "RISK", "DELIVERY", "ORIGIN", "APPROVAL", "WHY")
+	for _, k := range m.Keys {
+		var why []string
+		for _, reason := range k.Decision.Reasons {
+			why = append(why, reason.Code)
+		}
+		row(w, k.Name, k.Decision.Effect, k.Risk, k.Delivery, string(k.Origin.Level)+"/"+string(k.Origin.Name), string(k.Approval), join(why))
+	}
+	row(w)
+	row(w, "GRANT", "KEY", "STATE", "OUTCOME", "SINCE")
+	for _, g := range r.Grants {
+		row(w, g.ID, g.Key, g.State, g.Outcome, stamp(g.ChangedAt))
+	}
+	row(w)
+	for _, id := range slices.Sorted(maps.Keys(r.Approvals)) {
+		row(w, "approval", id, r.Approvals[id])
+	}
+	for _, h := range r.History {
+		row(w, stamp(h.At), h.State, h.By, h.Reason)
+	}
+}
+
+func newRunsStopCmd(a *app) *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{
+		Use: "stop ID --reason R", Short: "Order a run to stop", Args: cobra.ExactArgs(1),
+		Long: `Stop kills the run's grants at once and orders its sandbox to end.
+
+  sealedctl runs stop 01JD0Z5X7RS3X7Q4K5M6N7P8Q9 --reason "took too long"`,
+		ValidArgsFunction: a.complete(runIDs(sealed.RunClaimed)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := sealed.ParseRunID(args[0])
+			if err != nil {
+				return err
+			}
+			e, err := a.engine(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if err := e.StopRun(cmd.Context(), id, reason); err != nil {
+				return err
+			}
+			a.talk("stopped run %s", id)
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&reason, "reason", "", "why, for people; it is logged")
+	_ = cmd.MarkFlagRequired("reason")
+	return cmd
+}
+
+// runIDs lists runs in a state for completion.
+func runIDs(state string) func(context.Context, *vaultclient.Engine) ([]string, error) {
+	return func(ctx context.Context, e *vaultclient.Engine) ([]string, error) {
+		list, err := e.Runs(ctx, vaultclient.RunFilter{State: state, Limit: 20})
+		var out []string
+		for _, r := range list {
+			out = append(out, string(r.ID)+"\t"+string(r.Agent)+" "+r.State)
+		}
+		return out, err
+	}
+}

@@ -1,0 +1,151 @@
+package main
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"sealed.dev/sealed/internal/devstack"
+	"sealed.dev/sealed/internal/sealed"
+)
+
+// TestStackScript runs what needs a real Vault with the engine in it: one
+// stack for all scripts.
+func TestStackScript(t *testing.T) {
+	stack := startStack(t)
+	status := stack.Status(t.Context())
+	env := func(env *testscript.Env) error {
+		for name, value := range map[string]string{
+			"VAULT_ADDR": status.VaultAddr, "VAULT_CACERT": status.VaultCA, "SEALED_MOUNT": status.Mount, "SEALED_TRUST_FILE": status.TrustFile,
+			"SEALED_LIBEXEC": filepath.Dir(status.InitPath), "SEALED_DEV_DIR": status.Dir,
+		} {
+			env.Setenv(name, value)
+		}
+		return nil
+	}
+	// Subtests are parallel; the group returns when all have ended.
+	t.Run("group", func(t *testing.T) {
+		testscript.Run(t, testscript.Params{Dir: "testdata/script/stack", Setup: setup(env), RequireExplicitExec: true,
+			Cmds: commands(map[string]func(*testscript.TestScript, bool, []string){
+				"login":   func(ts *testscript.TestScript, _ bool, args []string) { cmdLogin(ts, stack, args) },
+				"enqueue": func(ts *testscript.TestScript, _ bool, args []string) { cmdEnqueue(ts, stack, args) },
+				"fetch":   cmdFetch,
+			})})
+	})
+}
+
+// startStack starts a stack from cached servers and skips when there is none.
+func startStack(t *testing.T) *devstack.Stack {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("short")
+	}
+	self, err := exec.LookPath("sealedctl") // made by testscript.Main
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cachedVault(); err != nil {
+		need(t, "vault", err.Error())
+	}
+	dir, err := os.MkdirTemp("", "ctl") // short: Unix sockets have short names
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil { // run uids pass through
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	stack, err := devstack.Up(t.Context(), devstack.Config{
+		Dir: filepath.Join(dir, "s"), Self: []string{self, "dev", "authority"}, DieWithParent: true,
+		Progress: func(step string, _, _ int64) { t.Logf("%8v %s", time.Since(begun).Round(time.Millisecond), step) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := stack.Remove(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	return stack
+}
+
+// cachedVault fails unless a stack would find Vault without building it.
+func cachedVault() error {
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		return err
+	}
+	name, err := devstack.Servers(devstack.IdentityEmbedded)[0].CacheName(root)
+	if err != nil {
+		return err
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return err
+	}
+	if _, err = os.Stat(filepath.Join(cache, "sealed", "bin", name)); err == nil {
+		return nil
+	}
+	if _, onPath := exec.LookPath("vault"); onPath == nil {
+		return nil
+	}
+	return err
+}
+
+// cmdLogin: login USER makes later commands that user's.
+func cmdLogin(ts *testscript.TestScript, stack *devstack.Stack, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: login USER")
+	}
+	l, err := stack.Login(context.Background(), args[0])
+	ts.Check(err)
+	ts.Setenv("VAULT_TOKEN", string(l.Token))
+}
+
+// cmdEnqueue: enqueue VAR AGENT PROFILE enqueues a run as operator without
+// starting it. $VAR is its id, $VAR_APPROVAL the id of the first approval that
+// it waits for.
+func cmdEnqueue(ts *testscript.TestScript, stack *devstack.Stack, args []string) {
+	if len(args) != 3 {
+		ts.Fatalf("usage: enqueue VAR AGENT PROFILE")
+	}
+	ctx := context.Background()
+	c, err := stack.Client(ctx, "operator")
+	ts.Check(err)
+	key, err := sealed.NewULID(time.Now(), nil)
+	ts.Check(err)
+	out, err := c.Engine(devstack.Mount).Enqueue(ctx, sealed.EnqueueRequest{
+		IdempotencyKey: key, Agent: sealed.Name(args[1]), Mode: sealed.ModeJIT, Profile: sealed.ProfileName(args[2]), Workflow: "release",
+		CommandDigest: sealed.CommandDigest([]string{"true"}),
+		Sandbox:       sealed.SandboxSpec{Backend: sealed.BackendLocal, Isolation: sealed.IsolationOwnUID, Network: sealed.NetworkNone},
+	})
+	ts.Check(err)
+	ts.Setenv(args[0], string(out.Run))
+	for _, k := range out.Keys {
+		ts.Logf("%s: %s %v", k.Name, k.Decision.Effect, k.Decision.Reasons)
+		if k.Approval != "" {
+			ts.Setenv(args[0]+"_APPROVAL", string(k.Approval))
+		}
+	}
+}
+
+// cmdFetch: fetch VAR PATTERN sets VAR to the first group of PATTERN in the
+// last command's standard output.
+func cmdFetch(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: fetch VAR PATTERN")
+	}
+	m := regexp.MustCompile(`(?m)` + args[1]).FindStringSubmatch(ts.ReadFile("stdout"))
+	if len(m) != 2 {
+		ts.Fatalf("%s is not in stdout", args[1])
+	}
+	ts.Setenv(args[0], m[1])
+}
