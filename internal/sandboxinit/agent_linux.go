@@ -49,8 +49,8 @@ func (s *stream) digest() string { return hex.EncodeToString(s.sum.Sum(nil)) }
 
 // start executes the measured descriptor. Redaction is armed by the caller
 // before; env is the agent's whole environment.
-func start(exe *executable, boot sealed.Boot, env []string, set *redact.Set, out, errOut io.Writer) (*agent, error) {
-	a := &agent{exit: make(chan int, 1), stdout: newStream("stdout", out, set), stderr: newStream("stderr", errOut, set)}
+func start(exe *executable, boot sealed.Boot, env []string, out, errOut *stream) (*agent, error) {
+	a := &agent{exit: make(chan int, 1), stdout: out, stderr: errOut}
 	files, closeAfter, err := a.openStreams(boot)
 	defer func() {
 		for _, f := range closeAfter {
@@ -200,21 +200,28 @@ func (a *agent) resize(rows, cols int) {
 }
 
 // killAll ends every process of the sandbox but init itself: for process 1,
-// kill(-1) reaches its whole pid namespace and nothing else.
-func killAll() { _ = unix.Kill(-1, unix.SIGKILL) }
+// kill(-1) reaches its whole pid namespace and nothing else. For any other
+// process it would reach all that the user runs, so it does nothing there.
+func killAll() {
+	if os.Getpid() == 1 {
+		_ = unix.Kill(-1, unix.SIGKILL)
+	}
+}
 
 // drain waits for the pumps, but not longer than limit: a killed writer
-// closes its pipes at once.
+// closes its pipes at once. After it nothing passes the streams any more, so
+// that their digests are final.
 func (a *agent) drain(limit time.Duration) error {
 	if a.tty == nil {
 		_ = a.input.Close()
 	}
 	done := make(chan struct{})
 	go func() { a.pumps.Wait(); close(done) }()
+	var late error
 	select {
 	case <-done:
 	case <-time.After(limit):
-		return fmt.Errorf("draining the agent's streams: %w", os.ErrDeadlineExceeded)
+		late = fmt.Errorf("draining the agent's streams: %w", os.ErrDeadlineExceeded)
 	}
-	return errors.Join(a.stdout.w.Close(), a.stderr.w.Close())
+	return errors.Join(late, a.stdout.w.Close(), a.stderr.w.Close())
 }

@@ -109,16 +109,18 @@ func (c *contact) keepToken(ctx context.Context) {
 // keepLease renews one lease while it lives. When renewal is refused the
 // grant is given up: its value must not be used past the lease.
 func (c *contact) keepLease(ctx context.Context, g *grant) {
-	left := g.ttl
-	for pause(ctx, max(left/2, time.Second)) {
-		got, err := c.session.engine.renewLease(ctx, g.lease, g.ttl)
+	ends := time.Now().Add(g.ttl)
+	for pause(ctx, min(time.Until(ends), max(time.Until(ends)/2, time.Second))) {
+		asked := time.Now()
+		callCtx, done := context.WithDeadline(ctx, ends) // a call that hangs must not outlast the lease
+		got, err := c.session.engine.renewLease(callCtx, g.lease, g.ttl)
+		done()
 		switch {
 		case err == nil && got > 0:
-			left = got
-		case errors.Is(err, sealed.ErrUnavailable) && left > 4*time.Second:
-			left /= 2
+			ends = asked.Add(got)
+		case errors.Is(err, sealed.ErrUnavailable) && time.Until(ends) > 2*time.Second:
 		default:
-			pause(ctx, left/2)
+			pause(ctx, time.Until(ends))
 			c.dead([]sealed.GrantID{g.id})
 			return
 		}

@@ -69,38 +69,51 @@ func boundHosts(keys []sealed.ClaimKey) []string {
 }
 
 // finish does step 9: nothing of the agent runs any more when the workspace
-// is scanned and the record is signed.
+// is scanned and the record is signed. What could not be reported or given
+// back is a warning in the record, not a failure of the run: the engine ends
+// grants, leases and token by itself once the record is in.
 func (r *runner) finish(ctx context.Context, status int, reason string) error {
 	ctx, cancel := context.WithTimeout(ctx, endLimit)
 	defer cancel()
 	killAll()
-	errs := []error{r.agent.drain(drainLimit)}
-	grants := r.keys.close()
+	if err := r.agent.drain(drainLimit); err != nil {
+		return fmt.Errorf("finishing run: %w", err)
+	}
 	rec := &recorder{
 		session: r.session, measured: r.measured, logKey: r.trust.LogKey, started: r.started,
-		grants: grants, exit: status, reason: reason, subjects: map[string]string{},
+		grants: r.keys.close(), exit: status, reason: reason, subjects: map[string]string{},
 	}
-	rec.counts = append(r.agent.stdout.w.Counts(), r.agent.stderr.w.Counts()...)
+	rec.counts = append(r.stdout.w.Counts(), r.stderr.w.Counts()...)
 	for _, c := range rec.counts {
-		r.events.add(sealed.RunEvent{Type: "redact.hit", Key: sealed.KeyName(c.Key), Detail: string(c.Form), Stream: c.Stream, Count: c.N})
+		r.events.add(r.hit(c))
 	}
-	quarantine := r.scanWorkspace(rec)
-	rec.subjects["stdout"], rec.subjects["stderr"] = r.agent.stdout.digest(), r.agent.stderr.digest()
+	flagged := r.scanWorkspace(rec)
+	rec.subjects["stdout"], rec.subjects["stderr"] = r.stdout.digest(), r.stderr.digest()
+	if err := r.events.flush(ctx); err != nil {
+		r.warnings = append(r.warnings, "events not reported: "+sealed.CleanReason(err.Error()))
+	}
 	rec.warnings = r.warnings
-	errs = append(errs, r.events.flush(ctx))
 	record, err := rec.sign(ctx)
 	if err == nil {
 		err = r.session.finish(ctx, record, status)
 	}
-	errs = append(errs, err)
-	// Revoking the token ends every lease of the run, whatever happened above.
-	errs = append(errs, r.session.engine.revokeToken(ctx))
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("finishing run: %w", err)
+	if err != nil {
+		return errors.Join(fmt.Errorf("finishing run: %w", err), r.session.engine.revokeToken(ctx))
 	}
-	msg := sealed.RelayControl{Type: "finished", Exit: status, Message: reason, Record: string(record), Digests: rec.subjects, Quarantine: quarantine}
+	_ = r.session.engine.revokeToken(ctx) // it is periodic: unused, it ends by itself
+	msg := sealed.RelayControl{Type: "finished", Exit: status, Message: reason, Record: string(record), Digests: rec.subjects, Quarantine: flagged}
 	// What lies in this process when it exits is lost: wait until it was read.
 	return errors.Join(r.control.Send(msg), r.relay.Flush(ctx))
+}
+
+// hit makes the event of a redaction. What is ours (ticket, token,
+// placeholders) is no key of the run: its label goes into the detail.
+func (r *runner) hit(c redact.Count) sealed.RunEvent {
+	e := sealed.RunEvent{Type: "redact.hit", Key: sealed.KeyName(c.Key), Detail: string(c.Form), Stream: c.Stream, Count: c.N}
+	if _, ok := r.keys.find(e.Key); !ok {
+		e.Key, e.Detail = "", c.Key+" "+string(c.Form)
+	}
+	return e
 }
 
 // scanWorkspace looks for values in the files that would go back to the host,

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"sealed.dev/sealed/internal/sealed"
@@ -125,7 +126,8 @@ func (e *engine) write(ctx context.Context, path string, body any) (*reply, erro
 func statusErr(path string, status int, errs []string) error {
 	msg := http.StatusText(status)
 	if len(errs) > 0 && errs[0] != "" {
-		msg = errs[0]
+		// Vault frames a plug-in's error as a list of one.
+		msg = strings.TrimPrefix(strings.TrimSpace(errs[0]), "1 error occurred:\n\t* ")
 	}
 	kind := sealed.ErrUnavailable
 	switch status {

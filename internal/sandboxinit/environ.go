@@ -28,14 +28,16 @@ func newPlaceholder() (string, error) {
 }
 
 // An environment is the agent's, built from scratch: fixed variables, the
-// profile's knobs, the agent definition's variables, placeholders, and last
-// what init must decide. Values of env delivery are added as bytes at the end.
+// profile's knobs, placeholders, the agent definition's variables, values of
+// env delivery, and last what init alone decides. Each name is there once: who
+// reads a double one takes the first, or the last.
 type environment struct {
 	proxy        string // http://127.0.0.1:PORT
 	token        string // for the agent command
 	placeholders map[sealed.KeyName]string
 	answer       sealed.ClaimAnswer
 	term         bool
+	values       []string // NAME=value of env delivery
 }
 
 func (e environment) build() []string {
@@ -49,6 +51,10 @@ func (e environment) build() []string {
 	}
 	for name, v := range e.answer.AgentEnv {
 		vars[name] = e.expand(v)
+	}
+	for _, kv := range e.values {
+		name, v, _ := strings.Cut(kv, "=")
+		vars[name] = v
 	}
 	for _, name := range []string{"HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"} {
 		vars[name] = e.proxy

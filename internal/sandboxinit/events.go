@@ -17,8 +17,8 @@ type eventLog struct {
 	pending map[sealed.RunEvent]int // Count is zero in the key
 }
 
-// maxPending bounds the distinct events between two reports; beyond it
-// details are dropped, counts are not.
+// maxPending bounds the distinct events between two reports: beyond it details
+// are dropped, beyond twice as many keys and streams too. Counts are not.
 const maxPending = 100
 
 func newEventLog(s *session) *eventLog {
@@ -33,7 +33,7 @@ func (l *eventLog) add(e sealed.RunEvent) {
 	if _, ok := l.pending[e]; !ok && len(l.pending) >= maxPending {
 		e.Detail = ""
 		if _, ok := l.pending[e]; !ok && len(l.pending) >= 2*maxPending {
-			return
+			e = sealed.RunEvent{Type: e.Type}
 		}
 	}
 	l.pending[e] += n

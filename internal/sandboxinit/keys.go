@@ -115,6 +115,7 @@ func (k *keyring) issue(ctx context.Context, key sealed.ClaimKey) error {
 				id = fmt.Sprintf("%s.%d", g.key, i)
 			}
 			if err := k.proxy.Set(proxy.Binding{ID: id, Key: g.key, Rule: rule, Placeholder: placeholder, Value: g.value}); err != nil {
+				k.drop([]sealed.GrantID{g.id}) // not half bound
 				return fmt.Errorf("binding %s: %w", g.key, err)
 			}
 		}

@@ -23,6 +23,10 @@ import (
 // writable are the mount points that a local sandbox may write to.
 var writable = []string{"/workspace", "/home/agent", "/tmp", "/run/sealed/run", "/dev", "/dev/shm", "/dev/pts", "/dev/mqueue", "/proc"}
 
+// devices are single nodes that a sandbox binds from the host. Anything else
+// that is mounted below /dev or /proc is measured like everything.
+var devices = []string{"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/console", "/dev/ptmx"}
+
 // measureSandbox fills in what the kernel says about this process and its
 // namespaces. Everything read here is the kernel's word, not the launcher's;
 // seccomp is read again after the filter is in.
@@ -68,6 +72,10 @@ func measureMounts(m *sealed.Measurement) error {
 	if err != nil {
 		return fmt.Errorf("reading mounts: %w", err)
 	}
+	return parseMounts(b, m)
+}
+
+func parseMounts(b []byte, m *sealed.Measurement) error {
 	m.RootReadOnly = true
 	sc := bufio.NewScanner(bytes.NewReader(b))
 	sc.Buffer(nil, 1<<20)
@@ -78,7 +86,7 @@ func measureMounts(m *sealed.Measurement) error {
 			return fmt.Errorf("reading mounts: malformed line: %w", sealed.ErrUnavailable)
 		}
 		point, opts := f[4], strings.Split(f[5], ",")
-		if slices.Contains(opts, "ro") || underAny(point, "/dev", "/proc") && point != "/dev" && point != "/proc" {
+		if slices.Contains(opts, "ro") || slices.Contains(devices, point) {
 			continue
 		}
 		m.Writable = append(m.Writable, point)
@@ -88,10 +96,6 @@ func measureMounts(m *sealed.Measurement) error {
 	}
 	sort.Strings(m.Writable)
 	return sc.Err()
-}
-
-func underAny(p string, roots ...string) bool {
-	return slices.ContainsFunc(roots, func(r string) bool { return p == r || strings.HasPrefix(p, r+"/") })
 }
 
 // An executable is an open, measured file. The agent is executed from this

@@ -112,6 +112,8 @@ func (q *requests) request(r *http.Request, key sealed.ClaimKey, reason string) 
 		return http.StatusOK, q.granted(key)
 	case errors.Is(err, sealed.ErrApprovalRequired):
 		return http.StatusAccepted, keyState{Key: key.Name, State: "pending", Approval: id}
+	case errors.Is(err, sealed.ErrUnavailable):
+		return failed(key.Name, err) // a yes that was given stays: ask for no other
 	}
 	delete(q.pending, key.Name)
 	return failed(key.Name, err)

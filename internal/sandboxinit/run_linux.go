@@ -39,8 +39,8 @@ type runner struct {
 	relay     *relay.Client
 	control   *relay.Control
 	set       *redact.Set
-	stdout    io.Writer
-	stderr    io.Writer
+	stdout    *stream
+	stderr    *stream
 
 	measured sealed.Measurement
 	exe      *executable
@@ -62,7 +62,8 @@ type runner struct {
 func Main(environ []string, stdout, stderr io.Writer) int {
 	err := Harden(environ)
 	if err == nil {
-		r := &runner{set: redact.NewSet(), stdout: stdout, stderr: stderr, stopped: make(chan string, 1), started: time.Now().UTC()}
+		set := redact.NewSet()
+		r := &runner{set: set, stdout: newStream("stdout", stdout, set), stderr: newStream("stderr", stderr, set), stopped: make(chan string, 1), started: time.Now().UTC()}
 		var status int
 		if status, err = r.run(context.Background()); err == nil {
 			return status
@@ -108,6 +109,9 @@ func (r *runner) prepare(ctx context.Context) error {
 	if err := measureSandbox(&r.measured); err != nil {
 		return err
 	}
+	if r.measured.PID != 1 { // the end of the run would not be the end of its processes
+		return fmt.Errorf("starting: not process 1 of a sandbox: %w", sealed.ErrInvalid)
+	}
 	if err := InstallSeccomp(); err != nil {
 		return err
 	}
@@ -115,6 +119,7 @@ func (r *runner) prepare(ctx context.Context) error {
 	if r.boot, err = readBoot(os.NewFile(sealed.BootFD, "boot")); err != nil {
 		return err
 	}
+	r.armOwn("ticket", r.boot.Ticket) // before it is sent: an answer may quote it
 	relayFile := os.NewFile(sealed.RelayFD, "relay")
 	conn, err := net.FileConn(relayFile)
 	_ = relayFile.Close()
@@ -146,6 +151,7 @@ func (r *runner) claim(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, <-measured)
 	}
+	r.armOwn("svid", id.jwt)
 	e, err := newEngine(r.trust, r.relay.Vault)
 	if err != nil {
 		return err
@@ -155,15 +161,14 @@ func (r *runner) claim(ctx context.Context) error {
 		return err
 	}
 	id.jwt = ""
+	r.armOwn("token", e.token)
 	if err := <-measured; err != nil {
 		return errors.Join(err, e.revokeToken(ctx))
 	}
 	if r.session, err = claim(ctx, e, r.trust, id, r.boot, r.measured); err != nil {
-		return err
+		return errors.Join(err, e.revokeToken(ctx))
 	}
 	r.session.tokenTTL = ttl
-	r.armOwn("ticket", r.boot.Ticket)
-	r.armOwn("token", e.token)
 	r.tell(sealed.RelayControl{Type: "claimed"})
 	return nil
 }
@@ -209,7 +214,7 @@ func (r *runner) deliver(startCtx, runCtx context.Context) error {
 	missing, err := keys.issueAllowed(startCtx)
 	for _, m := range missing {
 		r.warnings = append(r.warnings, sealed.CleanReason(m.Error()))
-		_, _ = fmt.Fprintf(r.stderr, "sealed: warning: %s\n", sealed.CleanReason(m.Error()))
+		_, _ = fmt.Fprintf(r.stderr.w, "sealed: warning: %s\n", sealed.CleanReason(m.Error()))
 	}
 	if err != nil {
 		return err
@@ -227,14 +232,14 @@ func (r *runner) startAgent(token string) error {
 	r.armOwn("agent-token", token)
 	env := environment{
 		proxy: "http://" + r.port.Addr().String(), token: token,
-		placeholders: r.keys.placeholders, answer: r.session.answer, term: r.boot.Interactive,
+		placeholders: r.keys.placeholders, answer: r.session.answer, term: r.boot.Interactive, values: r.keys.environ(),
 	}
 	for _, k := range r.session.answer.Keys {
 		if k.Delivery.GivesValue() && r.keys.live(k.Name) {
 			r.events.add(sealed.RunEvent{Type: "env.injected", Key: k.Name})
 		}
 	}
-	a, err := start(r.exe, r.boot, append(env.build(), r.keys.environ()...), r.set, r.stdout, r.stderr)
+	a, err := start(r.exe, r.boot, env.build(), r.stdout, r.stderr)
 	if err != nil {
 		return err
 	}

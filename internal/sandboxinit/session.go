@@ -143,7 +143,7 @@ func (s *session) issue(ctx context.Context, key sealed.KeyName, delivery sealed
 	if err != nil {
 		return nil, fmt.Errorf("issuing %s: %w", key, err)
 	}
-	g, epoch, err := s.openGrant(r, key)
+	g, epoch, err := s.openGrant(r, key, delivery)
 	if err != nil {
 		return nil, fmt.Errorf("issuing %s: %w", key, err)
 	}
@@ -154,12 +154,12 @@ func (s *session) issue(ctx context.Context, key sealed.KeyName, delivery sealed
 	return g, nil
 }
 
-func (s *session) openGrant(r *reply, key sealed.KeyName) (*grant, uint64, error) {
+func (s *session) openGrant(r *reply, key sealed.KeyName, delivery sealed.Delivery) (*grant, uint64, error) {
 	var a sealed.CredsAnswer
 	if err := s.open(r, &a); err != nil {
 		return nil, 0, err
 	}
-	if a.Run != s.answer.Run || a.Key != key || r.LeaseID == "" {
+	if a.Run != s.answer.Run || a.Key != key || a.Delivery != delivery || r.LeaseID == "" {
 		return nil, 0, fmt.Errorf("the answer is for another request: %w", sealed.ErrInvalid)
 	}
 	v, err := s.hpkeKey.Open(secret.Context{Run: string(a.Run), Grant: string(a.Grant), Key: string(a.Key)}, a.Ciphertext)
