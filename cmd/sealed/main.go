@@ -68,7 +68,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 
 func (c *client) keys(stdout, stderr io.Writer) int {
 	var out []state
-	if _, err := c.do(http.MethodGet, "/keys", nil, &out); err != nil {
+	status, err := c.do(http.MethodGet, "/keys", nil, &out)
+	if err == nil && status != http.StatusOK {
+		err = fmt.Errorf("init answered status %d", status)
+	}
+	if err != nil {
 		_, _ = fmt.Fprintln(stderr, "sealed:", err)
 		return exitFailure
 	}
@@ -102,7 +106,7 @@ func (c *client) request(key string, args []string, stdout, stderr io.Writer) in
 			_, _ = fmt.Fprintf(stderr, "sealed: waiting for a person to allow %s (approval %s)\n", key, s.Approval)
 			told = true
 		}
-		if time.Now().After(deadline) {
+		if !time.Now().Before(deadline) {
 			return exitPending
 		}
 		time.Sleep(500 * time.Millisecond)

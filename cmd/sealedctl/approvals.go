@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -86,11 +87,8 @@ which was compared with the object. With -o json it prints the engine's own byte
 				_, err := fmt.Fprintln(a.stdout, v.Raw)
 				return err
 			}
-			return a.print(v.ApprovalView, func(w io.Writer) {
-				if err = showApproval(w, v); err != nil {
-					row(w, "error", err)
-				}
-			})
+			var shown error
+			return errors.Join(a.print(v.ApprovalView, func(w io.Writer) { shown = showApproval(w, v) }), shown)
 		},
 	}
 }
@@ -217,11 +215,10 @@ func (a *app) vote(ctx context.Context, id sealed.ApprovalID, digest sealed.Dige
 		return &hintError{err: fmt.Errorf("voting: the object has another digest: %w", sealed.ErrConflict), hint: "sealedctl approvals show " + string(id)}
 	}
 	if !sure {
-		var shown strings.Builder
-		if err := showApproval(&shown, v); err != nil {
-			return err
+		var shown error
+		if err := errors.Join(aligned(a.stderr, func(w io.Writer) { shown = showApproval(w, v) }), shown); err != nil {
+			return err // a person is never asked about what was not shown
 		}
-		_, _ = io.WriteString(a.stderr, shown.String())
 		question := "approve exactly this?"
 		if !yes {
 			question = "deny this, for good?"

@@ -20,7 +20,12 @@ func (a *app) print(v any, table func(w io.Writer)) error {
 	case "yaml":
 		return a.printYAML(v)
 	}
-	w := tabwriter.NewWriter(a.stdout, 0, 4, 2, ' ', 0)
+	return aligned(a.stdout, table)
+}
+
+// aligned writes a human table with its columns in line.
+func aligned(to io.Writer, table func(w io.Writer)) error {
+	w := tabwriter.NewWriter(to, 0, 4, 2, ' ', 0)
 	table(w)
 	return w.Flush()
 }

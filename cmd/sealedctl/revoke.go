@@ -73,7 +73,9 @@ func (a *app) revoke(ctx context.Context, r sealed.Revocation, f revokeFlags) er
 			return err
 		}
 		if r.Hard {
-			previewTable(a.stderr, p)
+			if err := aligned(a.stderr, func(w io.Writer) { previewTable(w, p) }); err != nil {
+				return err
+			}
 		}
 		if err := a.confirm(fmt.Sprintf("revoke %s %s?", r.Kind, r.Target)); err != nil {
 			return err

@@ -90,6 +90,9 @@ func runAgent(ctx context.Context, a *app, f runFlags, argv []string) error {
 	if f.mode == sealed.ModeBare {
 		return runBare(ctx, a, engine, f, boot)
 	}
+	if f.profile != "" && f.mode != sealed.ModeJIT {
+		return usagef("--profile names keys, which only --mode jit gives")
+	}
 	req, ws, err := f.request(boot)
 	if err != nil {
 		return sealedFailure(a, err)

@@ -59,7 +59,7 @@ func superviseRun(ctx context.Context, a *app, jobs *os.File, report *os.File) e
 	}
 	cfg.OnStart = func() { tell(nil) }
 	res, err := supervise.Run(ctx, cfg)
-	if !res.Finished {
+	if !res.Finished || job.Boot.Mode == sealed.ModeSandboxed {
 		a.closeRun(job, res, err)
 	}
 	tell(err) // after a start this writes to a closed pipe

@@ -136,6 +136,11 @@ func (s *show) setUp(ctx context.Context) error {
 		return err
 	}
 	s.token = string(login.Token)
+	if os.Geteuid() != 0 {
+		if err := s.relax(ctx); err != nil {
+			return err
+		}
+	}
 	return s.fill(ctx)
 }
 

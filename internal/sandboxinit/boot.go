@@ -38,8 +38,8 @@ func readBoot(f *os.File) (sealed.Boot, error) {
 	if _, err := sealed.ParseRunID(string(boot.Run)); err != nil {
 		return boot, err
 	}
-	if len(boot.Argv) == 0 || boot.Ticket == "" {
-		return boot, fmt.Errorf("reading boot document: no command or no ticket: %w", sealed.ErrInvalid)
+	if len(boot.Argv) == 0 || (boot.Ticket == "") != (boot.Mode == sealed.ModeSandboxed) {
+		return boot, fmt.Errorf("reading boot document: no command, or no ticket: %w", sealed.ErrInvalid)
 	}
 	return boot, nil
 }

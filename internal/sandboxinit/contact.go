@@ -10,8 +10,12 @@ import (
 	"sealed.dev/sealed/internal/sealed"
 )
 
-// watchWait is how long one watch call may wait in the engine.
-const watchWait = time.Second
+// watchWait is how long one watch call may wait in the engine, watchPause
+// the least time between two calls, should the engine not wait.
+const (
+	watchWait  = time.Second
+	watchPause = 20 * time.Millisecond
+)
 
 // A contact keeps the run in touch with the engine: it watches for orders,
 // freezes when the engine is out of reach, and ends the run when that lasts.
@@ -48,6 +52,7 @@ func (c *contact) run(ctx context.Context) {
 				c.abort(a.Reason)
 				return
 			}
+			pause(ctx, watchPause)
 		case errors.Is(err, sealed.ErrDenied), errors.Is(err, sealed.ErrInvalid):
 			// The engine answered, and no longer knows this run or its token.
 			c.abort("the engine no longer accepts this run")

@@ -91,12 +91,19 @@ func silent(from, to time.Duration) func(http.ResponseWriter, *http.Request, str
 
 func TestContact(t *testing.T) {
 	d := newDouble(t)
-	if got := inContact(t, d, time.Hour); got != nil {
+	d.before = silent(0, 0)
+	if got := inContact(t, d, 10*time.Minute); got != nil {
 		t.Errorf("in contact: %v", got)
 	}
-	if n := len(d.of("watch")); n < 3500 || n > 3700 {
-		t.Errorf("%d calls of watch in an hour", n)
+	if n := len(d.of("watch")); n < 580 || n > 600 {
+		t.Errorf("%d calls of watch in ten minutes", n)
 	}
+	t.Run("an engine that does not wait", func(t *testing.T) {
+		d := newDouble(t)
+		if got := inContact(t, d, 10*time.Second); got != nil || len(d.of("watch")) > 510 {
+			t.Errorf("deeds %v, %d calls", got, len(d.of("watch")))
+		}
+	})
 }
 
 // Out of contact: the proxy freezes after FreezeAfter, and thaws on the next

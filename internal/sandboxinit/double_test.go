@@ -82,6 +82,7 @@ type engineDouble struct {
 	hpke   string
 	calls  []call
 	counts map[string]int
+	grants int
 	bytes  int // of request bodies
 }
 
@@ -294,13 +295,13 @@ func (d *engineDouble) answer(w http.ResponseWriter, verb, key, payload string) 
 		if d.watch != nil {
 			d.watch(&a)
 		}
-		out["data"] = plain(a)
+		out["data"] = d.signed(a)
 	case "requests":
 		a := sealed.MoreAnswer{Effect: sealed.EffectRequireApproval, Approval: "01JBBBBBBBBBBBBBBBBBBBBBBB"}
 		if d.more != nil {
 			d.more(&a)
 		}
-		out["data"] = plain(a)
+		out["data"] = d.signed(a)
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(out)
@@ -345,7 +346,8 @@ func testBinding() sealed.Binding {
 
 func (d *engineDouble) credsAnswer(key string) sealed.CredsAnswer {
 	d.mu.Lock()
-	grant, hpke := fmt.Sprintf("01JC%022d", d.counts["creds"]), d.hpke
+	d.grants++
+	grant, hpke := fmt.Sprintf("01JC%022d", d.grants), d.hpke
 	d.mu.Unlock()
 	ctx := secret.Context{Run: string(testRun), Grant: grant, Key: key}
 	text, err := secret.Seal(hpke, ctx, secret.New([]byte(d.value(key))))

@@ -28,8 +28,10 @@ func Harden(environ []string) error {
 	// are caught and dropped, not ignored: an ignored signal stays ignored
 	// across execve(2), and the agent could not be interrupted.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGQUIT, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2, unix.SIGPIPE, unix.SIGTTOU, unix.SIGTTIN, unix.SIGTSTP, unix.SIGTERM, unix.SIGINT)
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("making process undumpable: %w", err)
+	if !ownExecutable() {
+		if err := undumpable(); err != nil {
+			return err
+		}
 	}
 	// A hard limit of 1: a core pattern that is a pipe ignores 0.
 	lim := unix.Rlimit{Cur: 1, Max: 1}
@@ -40,6 +42,23 @@ func Harden(environ []string) error {
 		return fmt.Errorf("refusing environment %s: %w", strings.Join(bad, ", "), sealed.ErrInvalid)
 	}
 	return closeForeign()
+}
+
+func undumpable() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("making process undumpable: %w", err)
+	}
+	return nil
+}
+
+// ownExecutable reports whether init's executable belongs to the sandbox's own
+// uid. That is so only on a machine without root (isolation same_uid), where
+// the attestor runs as that uid too and can't see the descriptors of an
+// undumpable process. There init becomes undumpable after the claim; before
+// it, it holds no value, and the operator's uid can trace it either way.
+func ownExecutable() bool {
+	var st unix.Stat_t
+	return unix.Stat("/proc/self/exe", &st) == nil && int(st.Uid) == os.Getuid()
 }
 
 func foreignEnviron(environ []string) []string {

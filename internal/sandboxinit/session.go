@@ -195,7 +195,8 @@ func (s *session) watch(ctx context.Context, epoch uint64, wait time.Duration) (
 	if err != nil {
 		return a, err
 	}
-	return a, s.open(r, &a)
+	err = s.open(r, &a)
+	return a, err
 }
 
 func (s *session) more(ctx context.Context, key sealed.KeyName, reason string) (sealed.MoreAnswer, error) {
@@ -205,7 +206,8 @@ func (s *session) more(ctx context.Context, key sealed.KeyName, reason string) (
 	if err != nil {
 		return a, err
 	}
-	return a, s.open(r, &a)
+	err = s.open(r, &a)
+	return a, err
 }
 
 func (s *session) head(ctx context.Context, oldSize int64) (sealed.HeadAnswer, error) {
@@ -215,7 +217,8 @@ func (s *session) head(ctx context.Context, oldSize int64) (sealed.HeadAnswer, e
 	if err != nil {
 		return a, err
 	}
-	return a, s.open(r, &a)
+	err = s.open(r, &a)
+	return a, err
 }
 
 func (s *session) finish(ctx context.Context, record []byte, exit int) error {

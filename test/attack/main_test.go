@@ -1,0 +1,229 @@
+// Package attack holds the attacks of the threat model on the whole product:
+// a real Vault, a real SPIRE, real sandboxes and the real command. Test names
+// begin with the ids of docs/THREATS.md. Each attack has a control, in the same
+// test, that shows the attack working where Sealed does not stand in the way,
+// or the oracle finding the value where it is: a test that can't fail proves
+// nothing.
+package attack
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"sealed.dev/sealed/internal/sealed"
+	"sealed.dev/sealed/internal/supervise"
+	"sealed.dev/sealed/test/attack/guest"
+	"sealed.dev/sealed/test/canary"
+	"sealed.dev/sealed/test/harness"
+)
+
+func TestMain(m *testing.M) { harness.Main(m, harness.Options{}) }
+
+// agentName is an agent that is recognized by its name only, so that a shell
+// can play it.
+const agentName = sealed.Name("custom")
+
+// A world is the stack with what attackers need.
+type world struct {
+	*harness.Stack
+	forge *guest.Forge
+	probe string // the attacker's program
+}
+
+var built struct {
+	sync.Mutex
+	w *world
+}
+
+// get returns the world. Everything here needs root: to start sandboxes under
+// uids of their own, and to look into processes.
+func get(t *testing.T) *world {
+	t.Helper()
+	s := harness.Get(t)
+	built.Lock()
+	defer built.Unlock()
+	if built.w == nil {
+		forge, err := guest.Open(t.Context(), s.Stack)
+		must(t, err)
+		built.w = &world{Stack: s, forge: forge, probe: s.Build(t, "./test/attack/testdata/probe")}
+	}
+	built.w.Agent(t, string(agentName))
+	return built.w
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// eventually waits for something that no event announces.
+func eventually(t testing.TB, limit time.Duration, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(limit); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not within %v: %s", limit, what)
+		}
+	}
+}
+
+// openDir makes a directory that every uid may pass.
+func openDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "sealed-attack-")
+	must(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	must(t, os.Chmod(dir, 0o755))
+	return dir
+}
+
+// plant stores a canary as a secret.
+func (w *world) plant(t *testing.T, name string) (*canary.Canary, string) {
+	t.Helper()
+	c, err := canary.New(name)
+	must(t, err)
+	path := "attack/" + w.Name("secret")
+	w.Secret(t, path, c.Value)
+	return c, path
+}
+
+// binding lets a key be used on api.test.
+func binding(host string) sealed.Binding {
+	return sealed.Binding{Host: host, Methods: []string{"GET", "POST"}, Paths: []string{"/v1/**"}}
+}
+
+// profile makes a profile with one canary, KEY, of env delivery without
+// bindings and of proxy delivery with them.
+func (w *world) profile(t *testing.T, bindings ...sealed.Binding) (string, *canary.Canary) {
+	t.Helper()
+	c, path := w.plant(t, "KEY")
+	name := w.Name("attack/p")
+	w.Profile(t, harness.Profile1(name, map[sealed.KeyName]sealed.KeySpec{"KEY": harness.Key(path, []string{string(agentName)}, bindings...)}))
+	return name, c
+}
+
+// shell is the command line of a run of a shell script.
+func shell(profile, script string, flags ...string) []string {
+	args := []string{"run", "--agent", string(agentName)}
+	if profile != "" {
+		args = append(args, "--profile", profile)
+	}
+	return append(append(args, flags...), "--", "/bin/sh", "-c", script)
+}
+
+// sinks scans everything that a run leaves where a value must not be.
+func (w *world) sinks(t *testing.T, r harness.Result, cs ...*canary.Canary) []canary.Hit {
+	t.Helper()
+	hits := canary.Scan("stdout", []byte(r.Stdout), cs...)
+	hits = append(hits, canary.Scan("stderr", []byte(r.Stderr), cs...)...)
+	for _, dir := range []string{r.RunDir(t), r.Dir} {
+		found, err := canary.ScanTree(dir, cs...)
+		must(t, err)
+		hits = append(hits, found...)
+	}
+	id := r.RunID(t)
+	log, err := json.Marshal(w.Entries(t, id))
+	must(t, err)
+	hits = append(hits, canary.Scan("log", log, cs...)...)
+	if record, err := w.Engine(t, "auditor").Record(t.Context(), id); err == nil {
+		hits = append(hits, canary.Scan("record", record, cs...)...)
+	}
+	return hits
+}
+
+func (w *world) clean(t *testing.T, r harness.Result, cs ...*canary.Canary) {
+	t.Helper()
+	if hits := w.sinks(t, r, cs...); len(hits) > 0 {
+		t.Errorf("found: %v", hits)
+	}
+}
+
+// entry returns the first entry of a run with this type and every text.
+func (w *world) entry(t *testing.T, run sealed.RunID, typ string, texts ...string) bool {
+	t.Helper()
+	for _, e := range w.Entries(t, run) {
+		if e.Type == typ && !slices.ContainsFunc(texts, func(s string) bool { return !strings.Contains(string(e.Body), s) }) {
+			return true
+		}
+	}
+	return false
+}
+
+func (w *world) wantEntry(t *testing.T, run sealed.RunID, typ string, texts ...string) {
+	t.Helper()
+	if w.entry(t, run, typ, texts...) {
+		return
+	}
+	t.Errorf("run %s has no entry %s with %q; it has %v", run, typ, texts, harness.Types(w.Entries(t, run)))
+}
+
+// logged returns an entry of the whole log with this type and texts, from
+// number from on.
+func (w *world) logged(t *testing.T, typ string, texts ...string) bool {
+	t.Helper()
+	return w.entry(t, "", typ, texts...)
+}
+
+// children returns the processes whose parent is pid.
+func children(t *testing.T, pid int) []int {
+	t.Helper()
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	must(t, err)
+	var out []int
+	for _, path := range stats {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+		if len(f) > 1 && f[1] == strconv.Itoa(pid) && f[0] != "Z" {
+			child, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			must(t, err)
+			out = append(out, child)
+		}
+	}
+	return out
+}
+
+// outside runs the probe on the host, as uid.
+func (w *world) outside(t *testing.T, uid int, args ...string) []string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, w.probe, args...)
+	cmd.Env, cmd.Dir = []string{}, "/"
+	cmd.SysProcAttr = credential(uid)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("probe: %v\n%s", err, out)
+	}
+	return strings.Split(strings.TrimSpace(string(out)), "\n")
+}
+
+// worked returns what a probe reports as done.
+func worked(lines []string) []string {
+	var out []string
+	for _, l := range lines {
+		if what, ok := strings.CutPrefix(l, "yes "); ok {
+			out = append(out, what)
+		}
+	}
+	return out
+}
+
+func runStatus(t *testing.T, r harness.Result) supervise.Status {
+	t.Helper()
+	st, err := supervise.ReadStatus(r.RunDir(t))
+	must(t, err)
+	return st
+}

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"math"
+	"os"
+	"runtime"
+	"sync"
+	"time"
+
+	"sealed.dev/sealed/internal/sealed"
+	"sealed.dev/sealed/test/bench"
+)
+
+// decisionGoal is what one decision of the default policy may take.
+const decisionGoal = 80 // microseconds
+
+func decisionRows(ctx context.Context, percent int) ([]bench.Row, error) {
+	var rows []bench.Row
+	for _, effect := range []sealed.Effect{sealed.EffectAllow, sealed.EffectDeny} {
+		d, err := bench.NewDecider(ctx, effect)
+		if err != nil {
+			return nil, err
+		}
+		var s, allocs bench.Sample
+		for range times(2000, percent) {
+			start := time.Now()
+			_ = d.Decide(ctx)
+			s.Add(float64(time.Since(start)) / float64(time.Microsecond))
+		}
+		allocs.Add(allocations(func() { _ = d.Decide(ctx) }))
+		row := bench.Alone("decision in process, "+string(effect), "µs", &s)
+		if effect == sealed.EffectAllow {
+			row = row.Want("p50 ≤ 80 µs", s.Median() <= decisionGoal)
+		}
+		rows = append(rows, row, bench.Alone("  allocations", "count", &allocs))
+	}
+	return rows, nil
+}
+
+// allocations is the mean number of f's allocations. Other goroutines must be
+// idle.
+func allocations(f func()) float64 {
+	const n = 200
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range n {
+		f()
+	}
+	runtime.ReadMemStats(&after)
+	return math.Round(float64(after.Mallocs-before.Mallocs) / n)
+}
+
+// redactionRows compares speeds: the higher, the better.
+func redactionRows(percent int) ([]bench.Row, error) {
+	r, err := bench.NewRedaction(100)
+	if err != nil {
+		return nil, err
+	}
+	var redacted, copied, replaced bench.Sample
+	// One measurement is many writes: a single copy is too short for the clock.
+	speed := func(s *bench.Sample, writes int, f func() error) error {
+		start := time.Now()
+		for range writes {
+			if err := f(); err != nil {
+				return err
+			}
+		}
+		s.Add(float64(writes*bench.WriteSize) / 1e6 / time.Since(start).Seconds())
+		return nil
+	}
+	for range times(50, percent) {
+		if err := errors.Join(
+			speed(&redacted, 64, r.Redact),
+			speed(&copied, 4096, func() error { r.Copy(); return nil }),
+			speed(&replaced, 8, func() error { r.Replace(); return nil }),
+		); err != nil {
+			return nil, err
+		}
+	}
+	loop := bench.Compare("redaction, 100 values, all forms", "MB/s", &redacted, "bytes.ReplaceAll loop, raw form only", &replaced)
+	return []bench.Row{
+		loop.Want("ratio ≥ 1", loop.Ratio >= 1),
+		bench.Compare("redaction, 100 values, all forms", "MB/s", &redacted, "memcpy", &copied),
+	}, nil
+}
+
+func auditRows(ctx context.Context, percent int) ([]bench.Row, error) {
+	dir, err := os.MkdirTemp("", "sealed-bench-log-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	var rows []bench.Row
+	for _, writers := range []int{1, 16, 64} {
+		s, sync, err := appends(ctx, dir, writers, times(1000, percent))
+		if err != nil {
+			return nil, err
+		}
+		row := bench.Compare(name("log append", writers), "µs/entry", s, "fdatasync of the same bytes, each", sync)
+		switch writers {
+		case 1:
+			row = row.Want("ratio ≤ 1.3", row.Ratio <= 1.3)
+		case 64:
+			row = row.Want("ratio ≤ 0.1", row.Ratio <= 0.1)
+		}
+		rows = append(rows, row)
+	}
+	return rows, nil
+}
+
+func name(what string, writers int) string {
+	if writers == 1 {
+		return what + ", 1 writer"
+	}
+	return what + ", " + map[int]string{16: "16", 64: "64"}[writers] + " writers"
+}
+
+// appends measures rounds in which each writer appends once, in turns with
+// bare syncs. A measurement is the time per entry.
+func appends(ctx context.Context, dir string, writers, rounds int) (appended, synced *bench.Sample, err error) {
+	l, err := bench.OpenAuditLog(ctx, dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	appended, synced = new(bench.Sample), new(bench.Sample)
+	event := bench.Event()
+	micro := func(start time.Time) float64 { return float64(time.Since(start)) / float64(time.Microsecond) }
+	for range max(rounds/writers, 10) {
+		errs := make([]error, writers)
+		var wg sync.WaitGroup
+		start := time.Now()
+		for i := range writers {
+			wg.Go(func() { _, errs[i] = l.Append(ctx, event) })
+		}
+		wg.Wait()
+		appended.Add(micro(start) / float64(writers))
+		if err := errors.Join(errs...); err != nil {
+			return nil, nil, err
+		}
+		start = time.Now()
+		if err := l.Sync(); err != nil {
+			return nil, nil, err
+		}
+		synced.Add(micro(start))
+	}
+	return appended, synced, nil
+}

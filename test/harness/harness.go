@@ -1,0 +1,279 @@
+// Package harness runs the tests that need everything: a real Vault with the
+// engine in it, a real SPIRE (or, without root, the embedded authority), real
+// sandboxes, and the real command sealedctl, as it is built from this tree.
+//
+// One test binary has one stack. Main is the body of its TestMain; the first
+// Get brings the stack up, and Main removes it.
+//
+// # Guarantee
+//
+// A test either meets the real thing or is skipped with the reason; where
+// SEALED_REQUIRE names what is missing (vault, spire, bwrap) it fails. Every
+// process that was started through the harness is gone when the test is.
+//
+// # What it does not guarantee
+//
+// The upstream is a double (see Upstream). Tests of one binary share engine,
+// log and upstream: names and paths must be a test's own (see Name).
+package harness
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"sealed.dev/sealed/internal/devstack"
+	"sealed.dev/sealed/internal/vaultclient"
+)
+
+// Unprivileged is a uid that may start sandboxes on a stack that root has
+// brought up. It has no entry in the host's password file.
+const Unprivileged = 54321
+
+// Options say what stack the tests want.
+type Options struct {
+	// Identity is devstack.IdentitySPIRE or IdentityEmbedded; empty is SPIRE
+	// as root and embedded otherwise.
+	Identity string
+	// Launchers may start sandboxes besides the test's own uid. Nil is
+	// Unprivileged as root, and nobody otherwise.
+	Launchers []int
+	// Hosts of the upstream besides those of Hosts.
+	Hosts []string
+}
+
+// A Stack is what Get returns.
+type Stack struct {
+	*devstack.Stack
+	Sealedctl string          // path of the built command
+	Module    string          // root of this repository
+	Base      string          // directory of everything; others may pass, not list
+	Status    devstack.Status // as it was after coming up
+	Upstream  *Upstream
+
+	mu     sync.Mutex
+	tokens map[string]vaultclient.Token
+	serial atomic.Int64
+}
+
+// shared is the stack of this test binary. testing has no other way from
+// TestMain to a test than package state.
+var shared struct {
+	options Options
+	inMain  bool
+	once    sync.Once
+	stack   *Stack
+	err     error
+}
+
+// Main runs the tests of m and exits. As a child of the stack, with the
+// arguments "authority --config FILE", it is the embedded authority instead.
+func Main(m *testing.M, o Options) {
+	if len(os.Args) == 4 && os.Args[1] == "authority" && os.Args[2] == "--config" {
+		os.Exit(authority(os.Args[3]))
+	}
+	if o.Identity == "" {
+		o.Identity = devstack.IdentityEmbedded
+		if os.Geteuid() == 0 {
+			o.Identity = devstack.IdentitySPIRE
+		}
+	}
+	if o.Launchers == nil && os.Geteuid() == 0 {
+		o.Launchers = []int{Unprivileged}
+	}
+	shared.options, shared.inMain = o, true
+	status := m.Run()
+	if shared.stack != nil {
+		if err := shared.stack.remove(); err != nil {
+			fmt.Fprintln(os.Stderr, "harness:", err)
+			status = 1
+		}
+	}
+	os.Exit(status)
+}
+
+func authority(config string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	if err := devstack.RunAuthority(ctx, config); err != nil {
+		slog.Error("authority ended", "error", err)
+		return 1
+	}
+	return 0
+}
+
+// Get returns the stack, up. It skips or fails the test where that can't be.
+func Get(t testing.TB) *Stack {
+	t.Helper()
+	if !shared.inMain {
+		t.Fatal("harness: TestMain does not call harness.Main")
+	}
+	if testing.Short() {
+		t.Skip("short")
+	}
+	shared.options.needs(t)
+	shared.once.Do(func() { shared.stack, shared.err = up(shared.options) })
+	if shared.err != nil {
+		t.Fatalf("bringing the stack up: %v", shared.err)
+	}
+	return shared.stack
+}
+
+// Need skips the test for want of what, or fails it where SEALED_REQUIRE, a
+// list with commas, names it.
+func Need(t testing.TB, what, reason string) {
+	t.Helper()
+	if slices.Contains(strings.Split(os.Getenv("SEALED_REQUIRE"), ","), what) {
+		t.Fatalf("%s is required: %s", what, reason)
+	}
+	t.Skipf("%s: %s", what, reason)
+}
+
+// needs looks for what is not built here: the servers and bubblewrap.
+func (o Options) needs(t testing.TB) {
+	t.Helper()
+	if o.Identity == devstack.IdentitySPIRE && os.Geteuid() != 0 {
+		Need(t, "spire", "it attests other users' processes and wants root")
+	}
+	if !slices.ContainsFunc([]string{"/usr/bin/bwrap", "/bin/bwrap", "/usr/local/bin/bwrap"}, exists) {
+		Need(t, "bwrap", "bubblewrap is not installed")
+	}
+	module, err := findModule()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range devstack.Servers(o.Identity) {
+		name, err := s.CacheName(module)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := exec.LookPath(s.Name); err != nil && !exists(filepath.Join(cacheDir(), "bin", name)) {
+			what, _, _ := strings.Cut(s.Name, "-")
+			Need(t, what, name+" is not built (sealedctl dev build --servers)")
+		}
+	}
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// cacheDir is where sealedctl keeps the servers, too.
+func cacheDir() string {
+	if c := os.Getenv("SEALED_CACHE"); c != "" {
+		return c
+	}
+	if c := os.Getenv("XDG_CACHE_HOME"); c != "" {
+		return filepath.Join(c, "sealed")
+	}
+	return filepath.Join(os.Getenv("HOME"), ".cache", "sealed")
+}
+
+// findModule returns the directory of go.mod, here or above.
+func findModule() (string, error) {
+	dir, err := os.Getwd()
+	for ; err == nil; dir = filepath.Dir(dir) {
+		if exists(filepath.Join(dir, "go.mod")) {
+			return dir, nil
+		}
+		if dir == filepath.Dir(dir) {
+			break
+		}
+	}
+	return "", errors.Join(errors.New("finding the repository: no go.mod here or above"), err)
+}
+
+// up makes everything below one short directory: a Unix socket's name is
+// short, and the uids of sandboxes must be able to pass.
+func up(o Options) (*Stack, error) {
+	module, err := findModule()
+	if err != nil {
+		return nil, err
+	}
+	base, err := os.MkdirTemp("", "sl")
+	if err != nil {
+		return nil, err
+	}
+	s := &Stack{Base: base, Module: module, Sealedctl: filepath.Join(base, "sealedctl"), tokens: map[string]vaultclient.Token{}}
+	if err := s.fill(o); err != nil {
+		return nil, errors.Join(err, s.remove())
+	}
+	return s, nil
+}
+
+func (s *Stack) fill(o Options) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	for _, dir := range []string{s.Base, filepath.Join(s.Base, "home"), filepath.Join(s.Base, "work")} {
+		if err := errors.Join(os.MkdirAll(dir, 0o711), os.Chmod(dir, 0o711)); err != nil {
+			return err
+		}
+	}
+	var err error
+	if s.Upstream, err = startUpstream(append(Hosts(), o.Hosts...)); err != nil {
+		return err
+	}
+	built := make(chan error, 1)
+	go func() { built <- build(ctx, s.Module, s.Sealedctl, "./cmd/sealedctl") }()
+	stack, err := devstack.Up(ctx, devstack.Config{
+		Dir: filepath.Join(s.Base, "s"), Identity: o.Identity, CacheDir: cacheDir(), Module: s.Module, Launchers: o.Launchers,
+		Relay: s.Upstream.relay(), UpstreamRoots: s.Upstream.CA, Self: []string{os.Args[0], "authority"}, DieWithParent: true,
+	})
+	s.Stack = stack
+	if err := errors.Join(err, <-built); err != nil {
+		return err
+	}
+	s.Status = stack.Status(ctx)
+	return s.addSource(ctx)
+}
+
+// build builds a program of this repository, static, for everyone to run.
+func build(ctx context.Context, module, to, pkg string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", to, pkg)
+	cmd.Dir = module
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("building %s: %w: %s", pkg, err, out)
+	}
+	return os.Chmod(to, 0o755)
+}
+
+// Build builds a program of this repository into a directory that sandboxes
+// can be shown with --read-only, and returns its path.
+func (s *Stack) Build(t testing.TB, pkg string) string {
+	t.Helper()
+	to := filepath.Join(s.Base, "built", filepath.Base(pkg))
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := build(t.Context(), s.Module, to, pkg); err != nil {
+		t.Fatal(err)
+	}
+	return to
+}
+
+func (s *Stack) remove() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var errs []error
+	if s.Stack != nil {
+		errs = append(errs, s.Stack.Remove(ctx))
+	}
+	if s.Upstream != nil {
+		s.Upstream.close()
+	}
+	return errors.Join(append(errs, os.RemoveAll(s.Base))...)
+}
