@@ -105,7 +105,7 @@ func (e *Engine) RevokeLeases(ctx context.Context, id sealed.RunID) error {
 	if err := segment("run", string(id)); err != nil {
 		return err
 	}
-	_, err := e.c.Write(ctx, "sys/leases/revoke-prefix/"+e.path("runs", string(id))+"/", nil)
+	_, err := e.c.Write(ctx, "sys/leases/revoke-prefix/"+e.path("runs", string(id)), nil)
 	return err
 }
 
