@@ -128,12 +128,14 @@ func (b *backend) logEntries(ctx context.Context, req *logical.Request, d *frame
 }
 
 // pageEntries returns up to limit matching entries as JSON lines and where the
-// next page begins. It reads maxScanned entries at most.
+// next page begins. It reads maxScanned entries at most, and no more at first
+// than a page of matching ones needs.
 func pageEntries(ctx context.Context, l *audit.Log, from uint64, limit int, matches func(audit.Entry) bool) (lines string, n int, next uint64, err error) {
 	var out strings.Builder
 	enc := json.NewEncoder(&out)
-	for next = from; next < from+maxScanned; {
-		entries, err := l.Entries(ctx, next, maxEntries)
+	next = from
+	for size := limit; next < from+maxScanned; size = min(2*size, maxEntries) {
+		entries, err := l.Entries(ctx, next, size)
 		if err != nil {
 			return "", 0, 0, err
 		}

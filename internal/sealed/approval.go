@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -69,16 +70,18 @@ const (
 )
 
 // Approved reports whether the votes reach the quorum: distinct persons in
-// one of the groups, none of them the requester, and nobody said no.
+// one of the groups, none of them the requester, and nobody said no. Persons
+// are compared without regard to case, as the engine and the policy do: two
+// spellings are one person.
 func (o ApprovalObject) Approved(votes []Vote) bool {
 	var persons []string
 	for _, v := range votes {
 		if !v.Yes {
 			return false
 		}
-		eligible := v.Person != "" && v.Person != o.Person && v.EntityID != o.RequesterID &&
+		eligible := v.Person != "" && !strings.EqualFold(v.Person, o.Person) && v.EntityID != o.RequesterID &&
 			slices.ContainsFunc(o.Groups, func(g string) bool { return slices.Contains(v.Groups, g) })
-		if eligible && !slices.Contains(persons, v.Person) {
+		if eligible && !slices.ContainsFunc(persons, func(p string) bool { return strings.EqualFold(p, v.Person) }) {
 			persons = append(persons, v.Person)
 		}
 	}

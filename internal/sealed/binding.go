@@ -1,11 +1,12 @@
 package sealed
 
 import (
-	"net/netip"
 	"path"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode"
 )
 
 // A Binding names the only requests into which a value may be put: one host,
@@ -13,13 +14,14 @@ import (
 type Binding struct {
 	Host    string   `json:"host"`    // lower-case DNS name, with :port unless 443
 	Methods []string `json:"methods"` // empty is refused
-	Paths   []string `json:"paths"`   // patterns; empty is refused
+	Paths   []string `json:"paths"`   // patterns, nothing special but * and a final /**; empty is refused
 	Header  string   `json:"header"`  // canonicalised by net/http; default Authorization
 	Format  string   `json:"format"`  // "{}" is replaced by the value; default "Bearer {}"
 }
 
 var (
-	hostRE   = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,62})(\.[a-z0-9]([a-z0-9-]{0,62}))*(:[1-9][0-9]{0,4})?$`)
+	hostRE   = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*(:[1-9][0-9]{0,4})?$`)
+	numberRE = regexp.MustCompile(`^([0-9]+|0x[0-9a-f]*)$`)
 	headerRE = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
 	methods  = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 )
@@ -37,7 +39,7 @@ func (b *Binding) normalize(field string) error {
 		}
 	}
 	for _, p := range b.Paths {
-		if !strings.HasPrefix(p, "/") || strings.Contains(p, "//") || strings.Contains(p, "..") || strings.ContainsAny(p, "?#%\\ ") {
+		if !strings.HasPrefix(p, "/") || strings.Contains(p, "//") || strings.Contains(p, "..") || strings.ContainsAny(p, "?#%\\ ;[]") || hidden(p) {
 			return fieldErr(field+".paths", "a pattern is an absolute path; * matches within a segment, a final /** everything below")
 		}
 		if i := strings.Index(p, "**"); i >= 0 && (i != len(p)-2 || !strings.HasSuffix(p, "/**")) {
@@ -56,7 +58,7 @@ func (b *Binding) normalize(field string) error {
 			b.Format = "Bearer {}"
 		}
 	}
-	if !headerRE.MatchString(b.Header) || strings.Count(b.Format, "{}") != 1 || strings.ContainsAny(b.Format, "\r\n\x00") {
+	if !headerRE.MatchString(b.Header) || strings.Count(b.Format, "{}") != 1 || len(b.Format) > 256 || hidden(b.Format) {
 		return fieldErr(field+".header", "wants one header name and a format with one {}")
 	}
 	if slices.Contains([]string{"host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "proxy-authorization"}, strings.ToLower(b.Header)) {
@@ -65,11 +67,19 @@ func (b *Binding) normalize(field string) error {
 	return nil
 }
 
+// hidden reports characters that a person who approves a binding can't see.
+func hidden(s string) bool {
+	return strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
+}
+
 // ValidateHost accepts a lower-case DNS name with an optional port. IP
-// literals are refused: a name is what the certificate is checked against.
+// literals are refused: a name is what the certificate is checked against. So
+// is every name whose last label is a number, since inet_aton(3) and with it
+// some resolvers take 127.1 and 0x7f.1 for addresses.
 func ValidateHost(h string) error {
-	name, _, _ := strings.Cut(h, ":")
-	if _, err := netip.ParseAddr(name); err == nil || len(name) > 253 || !hostRE.MatchString(h) {
+	name, port, hasPort := strings.Cut(h, ":")
+	_, err := strconv.ParseUint(port, 10, 16)
+	if len(name) > 253 || !hostRE.MatchString(h) || numberRE.MatchString(name[strings.LastIndex(name, ".")+1:]) || (hasPort && err != nil) {
 		return fieldErr("host", "wants a lower-case DNS name, optionally with a port")
 	}
 	return nil

@@ -90,8 +90,9 @@ type ClaimKey struct {
 
 // An AgentDefinition says how to recognise an agent and how to start it so
 // that it talks to init's proxy. In AgentEnv values, {proxy} stands for
-// http://127.0.0.1:PORT, {base:KEY} for the base-URL endpoint of KEY's first
-// binding, {placeholder:KEY} for the run's placeholder of KEY.
+// http://127.0.0.1:PORT, {ca} for the path of the run's CA file in the sandbox,
+// {base:KEY} for the base-URL endpoint of KEY's first binding, {placeholder:KEY}
+// for the run's placeholder of KEY. A KEY that the run lacks is left as it is.
 type AgentDefinition struct {
 	Name      Name              `json:"name"`
 	Version   int               `json:"version"` // check-and-set, as in Profile

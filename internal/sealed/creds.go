@@ -3,6 +3,8 @@ package sealed
 import (
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Every call that init makes after the claim is a Signed document in
@@ -74,26 +76,27 @@ type MoreAnswer struct {
 // MaxReason bounds a reason, in bytes.
 const MaxReason = 512
 
-// CleanReason makes text of an agent fit to be shown to a person: control and
-// bidirectional characters become spaces, white space is folded, and it is cut
-// at MaxReason bytes on a rune boundary.
+// CleanReason makes text of an agent fit to be shown to a person: control,
+// bidirectional and invisible formatting characters become spaces, white space
+// is folded, and it is cut at MaxReason bytes on a rune boundary. Cleaning what
+// is clean changes nothing. It does not touch letters that look alike.
 func CleanReason(s string) string {
 	s = strings.ToValidUTF8(s, "?")
 	s = strings.Map(func(r rune) rune {
-		switch {
-		case r < 0x20 || r == 0x7f || (r >= 0x80 && r < 0xa0):
-			return ' '
-		case r >= 0x200b && r <= 0x200f, r >= 0x2028 && r <= 0x202e, r >= 0x2060 && r <= 0x206f, r == 0xfeff, r >= 0xe0000 && r <= 0xe007f:
-			return ' '
+		if unicode.IsControl(r) || unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp) || r == 0x2065 || (r >= 0xe0000 && r <= 0xe0fff) {
+			return ' ' // the last two: unassigned, but invisible by rule (Default_Ignorable_Code_Point)
 		}
 		return r
 	}, s)
 	s = strings.Join(strings.Fields(s), " ")
-	for len(s) > MaxReason {
-		s = strings.TrimRight(s[:MaxReason], "\x80\x81\x82\x83\x84\x85\x86\x87\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f")
-		s = strings.ToValidUTF8(s, "")
+	if len(s) <= MaxReason {
+		return s
 	}
-	return s
+	end := MaxReason
+	for !utf8.RuneStart(s[end]) {
+		end--
+	}
+	return strings.TrimRight(s[:end], " ")
 }
 
 // A WatchRequest waits up to Wait (bounded by the engine at one second) for

@@ -96,7 +96,7 @@ func ParseDecision(data []byte) (Decision, error) {
 
 // Combine joins decisions of which all must agree: the strongest effect wins,
 // reasons of that effect are united in order, obligations intersect. No
-// decision at all is a denial.
+// decision at all is a denial, and so is an effect that is none of the three.
 func Combine(ds ...Decision) Decision {
 	if len(ds) == 0 {
 		return Deny(ReasonUndefined, "no policy answered")
@@ -123,6 +123,12 @@ func Combine(ds ...Decision) Decision {
 	}
 	if out.Effect == EffectRequireApproval && len(out.Obligations.Approvals.Groups) == 0 {
 		return Deny(ReasonShape, "the policies name no common group of approvers")
+	}
+	if strength(out.Effect) == 2 {
+		out.Effect = EffectDeny // whatever it was called
+		if len(out.Reasons) == 0 {
+			out.Reasons = []Reason{{Code: ReasonShape, Msg: "a policy denied without a reason"}}
+		}
 	}
 	return out
 }

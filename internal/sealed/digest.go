@@ -7,6 +7,8 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"unicode/utf8"
 )
 
 // A Domain separates the digests and signatures of different documents.
@@ -55,8 +57,13 @@ func (d Digest) Validate(field string) error {
 }
 
 // CommandDigest digests an argument vector. Arguments keep their bounds: the
-// digest is over their JSON array, so ["a b"] and ["a","b"] differ.
+// digest is over their JSON array, so ["a b"] and ["a","b"] differ. JSON can't
+// tell arguments apart that are not UTF-8: they have no digest (""), which
+// Validate refuses.
 func CommandDigest(argv []string) Digest {
+	if slices.ContainsFunc(argv, func(a string) bool { return !utf8.ValidString(a) }) {
+		return ""
+	}
 	b, err := json.Marshal(argv)
 	if err != nil { // a []string always marshals
 		return ""
@@ -80,12 +87,12 @@ func Sign(d Domain, v any, key ed25519.PrivateKey) (Signed, error) {
 	return Signed{Payload: string(b), Signature: base64.StdEncoding.EncodeToString(ed25519.Sign(key, SigningBytes(d, b)))}, nil
 }
 
-// Open verifies the signature and only then decodes the payload into v,
-// strictly. An error wraps ErrInvalid and says nothing about which part failed
+// Open verifies the signature, which has one spelling, and only then decodes
+// the payload into v, strictly. An error wraps ErrInvalid and says nothing about which part failed
 // to verify.
 func (s Signed) Open(d Domain, key ed25519.PublicKey, v any) error {
 	sig, err := base64.StdEncoding.DecodeString(s.Signature)
-	if err != nil || len(key) != ed25519.PublicKeySize || !ed25519.Verify(key, SigningBytes(d, []byte(s.Payload)), sig) {
+	if err != nil || base64.StdEncoding.EncodeToString(sig) != s.Signature || len(key) != ed25519.PublicKeySize || !ed25519.Verify(key, SigningBytes(d, []byte(s.Payload)), sig) {
 		return fmt.Errorf("verifying %s: bad signature: %w", d, ErrInvalid)
 	}
 	return Decode([]byte(s.Payload), MaxDocument, v)

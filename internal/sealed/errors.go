@@ -3,6 +3,7 @@ package sealed
 import (
 	"errors"
 	"fmt"
+	"strconv"
 )
 
 // Sentinels that more than one package tests for.
@@ -36,6 +37,15 @@ func (e *FieldError) Error() string { return fmt.Sprintf("field %s: %s", e.Field
 // Unwrap makes errors.Is(err, ErrInvalid) true.
 func (e *FieldError) Unwrap() error { return ErrInvalid }
 
+// fieldErr writes out what is not printable ASCII in a field's name and cuts
+// it: the name may be a stranger's, and errors end up on terminals and in logs.
 func fieldErr(field, format string, args ...any) error {
+	const most = 160
+	if q := strconv.QuoteToASCII(field); q != `"`+field+`"` {
+		field = q[1 : len(q)-1]
+	}
+	if len(field) > most {
+		field = field[:most] + "..."
+	}
 	return &FieldError{Field: field, Reason: fmt.Sprintf(format, args...)}
 }

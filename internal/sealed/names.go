@@ -32,6 +32,8 @@ type (
 var (
 	keyNameRE = regexp.MustCompile(`^[A-Z][A-Z0-9_]{0,63}$`)
 	nameRE    = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
+	// SPIFFE-ID §2.1: a trust domain is lower case, without port or user info.
+	trustDomainRE = regexp.MustCompile(`^[a-z0-9._-]{1,255}$`)
 )
 
 // ParseKeyName accepts the grammar of KeyName and nothing else: no case
@@ -97,7 +99,7 @@ func AgentSPIFFEPath(tenant, agent Name) string {
 func ParseAgentSPIFFEID(id string) (trustDomain string, tenant, agent Name, err error) {
 	rest, ok := strings.CutPrefix(id, "spiffe://")
 	parts := strings.Split(rest, "/")
-	if !ok || len(parts) != 6 || parts[1] != "sealed" || parts[2] != "tenant" || parts[4] != "agent" || parts[0] == "" {
+	if !ok || len(parts) != 6 || parts[1] != "sealed" || parts[2] != "tenant" || parts[4] != "agent" || !trustDomainRE.MatchString(parts[0]) {
 		return "", "", "", fieldErr("spiffe_id", "not the SPIFFE ID of an agent")
 	}
 	if tenant, err = ParseName("tenant", parts[3]); err != nil {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -145,6 +146,9 @@ func (p *Profile) normalize() error {
 		if _, err := ParseKeyName(string(name)); err != nil {
 			return fieldErr("keys."+string(name), "a key name is [A-Z][A-Z0-9_]{0,63}")
 		}
+		if reserved(string(name)) {
+			return fieldErr("keys."+string(name), "the name of a loader, proxy or CA variable")
+		}
 		if _, ok := p.Env[string(name)]; ok {
 			return fieldErr("keys."+string(name), "is also a knob in env")
 		}
@@ -227,28 +231,42 @@ func validateNames(field string, names []string, star bool) error {
 	return nil
 }
 
-// forbiddenKnobs are variables that change what is loaded, whom a client
-// trusts or where it connects. A profile may not set them; init does.
-var forbiddenKnobs = []string{"PATH", "HOME", "IFS", "ENV", "BASH_ENV", "SHELLOPTS", "GODEBUG", "GOTRACEBACK", "SSLKEYLOGFILE", "NODE_OPTIONS", "NODE_EXTRA_CA_CERTS", "PYTHONSTARTUP", "PYTHONPATH", "PERL5LIB", "PERL5OPT", "RUBYOPT", "RUBYLIB", "JAVA_TOOL_OPTIONS", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "FTP_PROXY"}
+// reservedVars are variables that change what is loaded, whom a client trusts
+// or where it connects. A profile may set them neither as a knob nor as a key:
+// init does.
+var reservedVars = []string{
+	"PATH", "HOME", "IFS", "ENV", "SHELLOPTS", "PS4", "PROMPT_COMMAND", "GODEBUG", "GOTRACEBACK", "GLIBC_TUNABLES", "GCONV_PATH", "HOSTALIASES", "RES_OPTIONS", "LOCALDOMAIN",
+	"NODE_OPTIONS", "NODE_PATH", "NODE_EXTRA_CA_CERTS", "NODE_TLS_REJECT_UNAUTHORIZED", "PYTHONSTARTUP", "PYTHONPATH", "PYTHONHOME", "PYTHONHTTPSVERIFY",
+	"PERL5LIB", "PERL5OPT", "RUBYOPT", "RUBYLIB", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS",
+	"SSLKEYLOGFILE", "PIP_CERT", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
+}
 
-var forbiddenKnobPrefixes = []string{"LD_", "SSL_", "DYLD_", "GIT_", "SEALED_", "VAULT_", "SPIFFE_", "OTEL_", "NPM_CONFIG_"}
+var (
+	reservedPrefixes = []string{"LD_", "DYLD_", "SSL_CERT_", "SEALED_", "BASH_"}
+	reservedSuffixes = []string{"_PROXY", "_BASE_URL", "_CA_BUNDLE", "_CAINFO"}
+	// Knobs are further kept out of these families; there are keys in them
+	// (GIT_TOKEN, VAULT_TOKEN).
+	knobPrefixes = []string{"SSL_", "GIT_", "VAULT_", "SPIFFE_", "OTEL_", "NPM_CONFIG_"}
+
+	knobRE = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,127}$`)
+)
+
+func reserved(name string) bool {
+	up := strings.ToUpper(name)
+	return slices.Contains(reservedVars, up) || hasPrefixAny(up, reservedPrefixes...) ||
+		slices.ContainsFunc(reservedSuffixes, func(s string) bool { return strings.HasSuffix(up, s) })
+}
 
 func validateKnob(name, value string) error {
-	field := "env." + name
-	if len(name) == 0 || len(name) > 128 || strings.ContainsAny(name, "= \x00\n") {
-		return fieldErr("env", "a variable name is 1 to 128 characters without = and white space")
+	if !knobRE.MatchString(name) {
+		return fieldErr("env", "a variable name is [A-Za-z_][A-Za-z0-9_]{0,127}")
 	}
+	field := "env." + name
 	if len(value) > 4096 || strings.ContainsRune(value, 0) {
 		return fieldErr(field, "value longer than 4096 bytes or with a NUL")
 	}
-	up := strings.ToUpper(name)
-	if slices.Contains(forbiddenKnobs, up) || strings.HasSuffix(up, "_BASE_URL") || strings.HasSuffix(up, "_PROXY") {
+	if reserved(name) || hasPrefixAny(strings.ToUpper(name), knobPrefixes...) {
 		return fieldErr(field, "loader, proxy and CA variables may not be set by a profile")
-	}
-	for _, p := range forbiddenKnobPrefixes {
-		if strings.HasPrefix(up, p) {
-			return fieldErr(field, "loader, proxy and CA variables may not be set by a profile")
-		}
 	}
 	return nil
 }

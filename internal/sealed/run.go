@@ -174,7 +174,9 @@ type BundleRef struct {
 }
 
 // A ManifestKey is one effective key of a run with the decision taken at
-// enqueue. It is decided again at issue.
+// enqueue. It is decided again at issue. Approval is filled in answers only
+// (Enqueued, the view of a run) and empty in the stored manifest: an approval
+// names the manifest's digest, so the manifest can't name the approval.
 type ManifestKey struct {
 	Name       KeyName    `json:"name"`
 	Origin     ProfileRef `json:"origin"`

@@ -49,6 +49,9 @@ func ParseTrustFile(data []byte) (TrustFile, error) {
 	if _, err := ParseName("tenant", string(t.Tenant)); err != nil {
 		return t, err
 	}
+	if !trustDomainRE.MatchString(t.TrustDomain) {
+		return t, fieldErr("trust_domain", "wants the name of a SPIFFE trust domain")
+	}
 	if _, err := t.AnswerPublicKey(); err != nil {
 		return t, err
 	}

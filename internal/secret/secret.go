@@ -30,11 +30,13 @@ const redacted = "[REDACTED]"
 // use and must be passed by pointer.
 type Value struct {
 	mu sync.RWMutex
-	b  []byte
+	// A closure, because fmt looks past the methods below where it meets a
+	// Value held by value, or a verb that does not exist, and prints fields.
+	bytes func() []byte
 }
 
 // New takes ownership of b: the caller must not keep or change it.
-func New(b []byte) *Value { return &Value{b: b} }
+func New(b []byte) *Value { return &Value{bytes: func() []byte { return b }} }
 
 // Reveal calls use with the bytes. They are valid during the call only and
 // must not be changed or kept. A nil or destroyed Value reveals nothing (an
@@ -45,7 +47,10 @@ func (v *Value) Reveal(use func([]byte) error) error {
 	}
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	return use(v.b)
+	if v.bytes == nil {
+		return use(nil)
+	}
+	return use(v.bytes())
 }
 
 // Destroy overwrites the bytes and forgets them. It may be called again.
@@ -55,8 +60,10 @@ func (v *Value) Destroy() {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	clear(v.b)
-	v.b = nil
+	if v.bytes != nil {
+		clear(v.bytes())
+		v.bytes = nil
+	}
 }
 
 // String implements fmt.Stringer and never shows the value.

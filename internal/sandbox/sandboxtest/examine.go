@@ -109,7 +109,13 @@ func Examine(descriptors []int) Report {
 		_, err := syscall.ForkExec("/usr/bin/true", []string{"true"}, attr)
 		return err
 	})
-	r.Mount = attempt(func() error { return unix.Mount("none", sandbox.TempDir, "tmpfs", 0, "") })
+	r.Mount = attempt(func() error {
+		// Outside of a sandbox, as root, this would hide the host's /tmp.
+		if _, err := os.Stat(sandbox.InitPath); err != nil {
+			return fmt.Errorf("not in a sandbox: %w", err)
+		}
+		return unix.Mount("none", sandbox.TempDir, "tmpfs", 0, "")
+	})
 	r.Core, r.OpenFiles = hardLimit(unix.RLIMIT_CORE), hardLimit(unix.RLIMIT_NOFILE)
 	if dirs, err := filepath.Glob("/proc/[0-9]*"); err == nil {
 		r.Processes = dirs

@@ -82,7 +82,7 @@ func engineRows(ctx context.Context, st *stack, percent int) ([]bench.Row, error
 	return []bench.Row{
 		row.Want("ratio ≤ 4", row.Ratio <= credsGoal),
 		bench.Compare("creds + confirm", "ms", &both, "KV v2 read", &read),
-		bench.Compare("  the same: creds", "ms", &creds, "KV v2 write (one durable change)", &write),
+		bench.Compare("  the same: creds", "ms", &creds, "KV v2 write", &write),
 	}, errors.Join(t.endRun(ctx))
 }
 
