@@ -58,7 +58,8 @@ func superviseRun(ctx context.Context, a *app, jobs *os.File, report *os.File) e
 		_ = report.Close()
 	}
 	cfg.OnStart = func() { tell(nil) }
-	res, err := supervise.Run(ctx, cfg)
+	// A signal asks first, which is supervise's affair; the end of ctx kills.
+	res, err := supervise.Run(context.WithoutCancel(ctx), cfg)
 	if !res.Finished || job.Boot.Mode == sealed.ModeSandboxed {
 		a.closeRun(job, res, err)
 	}

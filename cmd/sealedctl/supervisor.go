@@ -73,6 +73,7 @@ func startSupervisor(a *app, f runFlags) (*supervisor, error) {
 		cmd.SysProcAttr.Setsid = true
 	} else {
 		cmd.Stdout, cmd.Stderr = a.stdout, a.stderr
+		cmd.SysProcAttr.Setpgid = !f.tty // a background group may not read the terminal
 		if f.tty {
 			cmd.Stdin, _ = a.stdin.(*os.File)
 		}
@@ -95,7 +96,9 @@ func (s *supervisor) finish(a *app, f runFlags, job runJob) error {
 		return s.detached(a, job.Run)
 	}
 	restore := rawTerminal(a, f.tty)
+	forget := s.forward()
 	err := s.cmd.Wait()
+	forget()
 	restore()
 	s.waited = true
 	var exit *exec.ExitError
@@ -106,6 +109,20 @@ func (s *supervisor) finish(a *app, f runFlags, job runJob) error {
 		return &statusError{status: exit.ExitCode()}
 	}
 	return sealedFailure(a, fmt.Errorf("the supervisor of run %s has died", job.Run))
+}
+
+// forward passes a request to stop on to the child, which asks the agent
+// first. The child is in a process group of its own, so that Ctrl-C on a
+// terminal arrives there once: twice would mean at once.
+func (s *supervisor) forward() (forget func()) {
+	c := make(chan os.Signal, 2)
+	signal.Notify(c, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	go func() {
+		for sig := range c {
+			_ = s.cmd.Process.Signal(sig) // fails when it has ended
+		}
+	}()
+	return func() { signal.Stop(c); close(c) }
 }
 
 // A startReport is the child's word that a detached run runs, or why not.

@@ -59,7 +59,9 @@ type hardened struct {
 	Err      string
 	Open     map[int]string // descriptor → its link
 	CloExec  map[int]bool
+	Own      bool // the executable belongs to this uid
 	Dumpable int
+	Later    int // dumpable, after what follows the claim
 	Core     unix.Rlimit
 }
 
@@ -90,6 +92,13 @@ func childHarden(args []string) any {
 	}
 	h.Dumpable, _ = unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
 	_ = unix.Getrlimit(unix.RLIMIT_CORE, &h.Core)
+	h.Own = ownExecutable()
+	if len(args) == 0 {
+		if err := undumpable(); err != nil {
+			fail("%v", err)
+		}
+	}
+	h.Later, _ = unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
 	return h
 }
 
@@ -141,8 +150,8 @@ func TestHarden(t *testing.T) {
 			t.Errorf("descriptor %d is open: %s", fd, link)
 		}
 	}
-	if h.Dumpable != 0 {
-		t.Errorf("dumpable: %d", h.Dumpable)
+	if want := map[bool]int{true: 1, false: 0}[h.Own]; h.Dumpable != want || h.Later != 0 {
+		t.Errorf("dumpable: %d, want %d; after the claim %d", h.Dumpable, want, h.Later)
 	}
 	if h.Core != (unix.Rlimit{Cur: 1, Max: 1}) {
 		t.Errorf("limit of core dumps: %+v", h.Core)
@@ -154,8 +163,8 @@ func TestHarden(t *testing.T) {
 				t.Errorf("descriptor %d is %q, want %q", i+3, h.Open[i+3], p)
 			}
 		}
-		if h.Dumpable != 1 {
-			t.Errorf("dumpable: %d", h.Dumpable)
+		if h.Dumpable != 1 || h.Later != 1 {
+			t.Errorf("dumpable: %d, %d", h.Dumpable, h.Later)
 		}
 	})
 }

@@ -1,7 +1,7 @@
 package e2e
 
 import (
-	"regexp"
+	"context"
 	"slices"
 	"strings"
 	"testing"
@@ -11,8 +11,6 @@ import (
 	"sealed.dev/sealed/test/canary"
 	"sealed.dev/sealed/test/harness"
 )
-
-var approvalRE = regexp.MustCompile(`\(approval ([0-9A-Z]{26})\)`)
 
 // asks is an agent that asks for a key and uses it.
 func asks(path string) []string {
@@ -38,15 +36,23 @@ func plantRisk(t *testing.T, s *harness.Stack, risk string, groups ...string) (s
 func pending(t *testing.T, s *harness.Stack, p *harness.Process) vaultclient.Approval {
 	t.Helper()
 	p.Await(t, "waiting for a person")
-	m := approvalRE.FindStringSubmatch(p.Stderr())
-	if m == nil {
-		t.Fatalf("no approval in %s", p.Stderr())
-	}
-	a, err := s.Engine(t, "approver").Approval(t.Context(), sealed.ApprovalID(m[1]))
+	e, run := s.Engine(t, "approver"), p.RunID(t)
+	list, err := e.Approvals(t.Context(), sealed.ApprovalPending)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return a
+	for _, x := range list {
+		if x.Run != run {
+			continue
+		}
+		a, err := e.Approval(t.Context(), x.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	t.Fatalf("nothing is pending for run %s: %v", run, list)
+	return vaultclient.Approval{}
 }
 
 // TestApproval: pending, approved by another person, granted, used, once.
@@ -183,7 +189,12 @@ func bothPowers(t *testing.T, s *harness.Stack) (group, token string) {
 	write("identity/group/name/"+group, map[string]any{"type": "internal", "member_entity_ids": []any{id}})
 	members := slices.Clone(read("identity/group/name/sealed-approvers")["member_entity_ids"].([]any))
 	write("identity/group/name/sealed-approvers", map[string]any{"member_entity_ids": append(members, id)})
-	t.Cleanup(func() { write("identity/group/name/sealed-approvers", map[string]any{"member_entity_ids": members}) })
+	t.Cleanup(func() { // t.Context has ended by then
+		_, err := root.Write(context.Background(), "identity/group/name/sealed-approvers", map[string]any{"member_entity_ids": members})
+		if err != nil {
+			t.Error(err)
+		}
+	})
 	l, err := root.Login(t.Context(), "auth/userpass/login/"+name, map[string]any{"password": password})
 	if err != nil {
 		t.Fatal(err)

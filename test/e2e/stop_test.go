@@ -106,8 +106,9 @@ func awaitEntry(t *testing.T, s *harness.Stack, run sealed.RunID, typ string, li
 	}
 }
 
-// sleeper is an agent that is ready and stays.
-var sleeper = []string{"sh", "-c", "echo ready; sleep 600 & sleep 600"}
+// sleeper is an agent that is ready and stays. Tests wait for the first word
+// only: the redactor may hold back the end of what was written last.
+var sleeper = []string{"sh", "-c", "echo ready and waiting; sleep 600 & sleep 600"}
 
 // start starts a run of the sleeper and waits until it is ready.
 func start(t *testing.T, s *harness.Stack, l launcher, args ...string) *harness.Process {
@@ -117,7 +118,7 @@ func start(t *testing.T, s *harness.Stack, l launcher, args ...string) *harness.
 	return p
 }
 
-// TestHardRevocation stops a run that holds the key; a soft one only what
+// TestRevocation: a hard one stops a run that holds the key; a soft one only what
 // comes after it. Neither outlives its lift.
 func TestRevocation(t *testing.T) {
 	each(t, func(t *testing.T, s *harness.Stack, l launcher) {
@@ -197,10 +198,10 @@ func TestDetach(t *testing.T) {
 		default:
 		}
 		s.Ctl(t, as, "runs", "stop", string(run), "--reason", "enough").Want(t, 0)
-		if out := follow.Wait(t).Want(t, 0); out.Stdout != "ready\n" {
+		if out := follow.Wait(t).Want(t, 0); out.Stdout != "ready and waiting\n" {
 			t.Errorf("followed: %q", out.Stdout)
 		}
-		if r := s.Ctl(t, as, "runs", "logs", string(run)).Want(t, 0); r.Stdout != "ready\n" {
+		if r := s.Ctl(t, as, "runs", "logs", string(run)).Want(t, 0); r.Stdout != "ready and waiting\n" {
 			t.Errorf("logs: %q", r.Stdout)
 		}
 		got, err := s.Engine(t, "operator").Run(t.Context(), run)
@@ -257,7 +258,7 @@ func TestSignals(t *testing.T) {
 		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 			t.Run(fmt.Sprint(sig), func(t *testing.T) {
 				p := s.Start(t, l.caller(), "run", "--agent", "custom", "--", "sh", "-c",
-					`trap 'echo asked; exit 9' TERM INT; echo ready; while :; do sleep 0.1; done`)
+					`trap 'echo asked; exit 9' TERM INT; echo ready and waiting; while :; do sleep 0.1; done`)
 				p.Await(t, "ready")
 				p.Signal(t, sig)
 				r := p.Wait(t).Want(t, 9)

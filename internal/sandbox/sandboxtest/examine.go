@@ -1,6 +1,7 @@
 package sandboxtest
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
