@@ -167,13 +167,19 @@ func reach(more []string) {
 			}
 		}
 	}
-	for name, family := range map[string]int{"netlink": unix.AF_NETLINK, "packet": unix.AF_PACKET, "vsock": unix.AF_VSOCK, "alg": unix.AF_ALG, "bluetooth": unix.AF_BLUETOOTH} {
+	// Netlink with protocol 0 lists the interfaces, of which there is one.
+	for name, family := range map[string]int{"packet": unix.AF_PACKET, "vsock": unix.AF_VSOCK, "alg": unix.AF_ALG, "bluetooth": unix.AF_BLUETOOTH} {
 		fd, err := unix.Socket(family, unix.SOCK_RAW, 0)
 		if err == nil {
 			_ = unix.Close(fd)
 		}
 		say("socket "+name, err)
 	}
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_KOBJECT_UEVENT)
+	if err == nil {
+		_ = unix.Close(fd)
+	}
+	say("socket uevent", err)
 	say("io_uring", ioUring())
 	_, err = unix.KeyctlGetKeyringID(unix.KEY_SPEC_SESSION_KEYRING, true)
 	say("keyctl", err)
