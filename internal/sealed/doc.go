@@ -2,8 +2,9 @@
 // signed messages that its components exchange.
 //
 // It does no I/O and keeps no state. Every type that crosses a boundary is
-// parsed here, strictly: unknown fields, trailing data, oversized documents
-// and names outside their grammar are refused, so each format has one parser.
+// parsed here, strictly: unknown or repeated fields, fields in another case,
+// trailing data, oversized documents and names outside their grammar are
+// refused, so each format has one parser and each document one reading.
 //
 // # Encoding
 //
