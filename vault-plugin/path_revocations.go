@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -67,6 +68,13 @@ func (b *backend) revocationCreate(ctx context.Context, req *logical.Request, d 
 	if err != nil {
 		return nil, err
 	}
+	// What it will stop is looked up first: a run that learns of the new epoch
+	// ends by itself, perhaps before enforce comes to it, and its leases are the
+	// caller's to revoke all the same. Stopping does not depend on it.
+	touched, _, _, lookErr := b.affected(ctx, req.Storage, rev)
+	if lookErr != nil {
+		b.Logger().Warn("looking up what a revocation stops", "error", lookErr)
+	}
 	row, err := b.writeStop(ctx, req.Storage, func(epoch uint64) (revocationRow, error) {
 		id, err := sealed.NewULID(b.now(), b.rand)
 		if err != nil {
@@ -91,6 +99,11 @@ func (b *backend) revocationCreate(ctx context.Context, req *logical.Request, d 
 		return out, nil
 	}
 	b.stops.paid(rev.ID)
+	for _, r := range touched {
+		if !slices.Contains(runs, r) {
+			runs = append(runs, r)
+		}
+	}
 	out["runs"], out["grants"] = stringsOf(runs), stringsOf(grants)
 	return out, nil
 }

@@ -76,8 +76,8 @@ func (r *runner) finish(ctx context.Context, status int, reason string) error {
 	ctx, cancel := context.WithTimeout(ctx, endLimit)
 	defer cancel()
 	killAll()
-	if err := r.agent.drain(drainLimit); err != nil {
-		return fmt.Errorf("finishing run: %w", err)
+	if err := r.agent.drain(drainLimit); err != nil { // the streams are closed all the same
+		r.warnings = append(r.warnings, sealed.CleanReason(err.Error()))
 	}
 	rec := &recorder{
 		session: r.session, measured: r.measured, logKey: r.trust.LogKey, started: r.started,

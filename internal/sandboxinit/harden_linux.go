@@ -24,10 +24,12 @@ var allowedEnviron = map[string]bool{"PWD": true}
 func Harden(environ []string) error {
 	debug.SetTraceback("none")
 	// As process 1 of its namespace init is immune to signals it does not
-	// handle, but the Go runtime handles all: SIGQUIT would print stacks. They
-	// are caught and dropped, not ignored: an ignored signal stays ignored
-	// across execve(2), and the agent could not be interrupted.
-	signal.Notify(make(chan os.Signal, 1), unix.SIGQUIT, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2, unix.SIGPIPE, unix.SIGTTOU, unix.SIGTTIN, unix.SIGTSTP, unix.SIGTERM, unix.SIGINT)
+	// handle, but the Go runtime handles all: SIGQUIT would print stacks, and
+	// for SIGSEGV, SIGTRAP and their kind registers, too, whatever the traceback
+	// level. All of them are caught and dropped (B05), not ignored: an ignored
+	// signal stays ignored across execve(2), and the agent could not be
+	// interrupted. A fault of init's own is no such signal and still ends it.
+	signal.Notify(make(chan os.Signal, 1))
 	if !ownExecutable() {
 		if err := undumpable(); err != nil {
 			return err

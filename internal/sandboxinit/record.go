@@ -17,17 +17,16 @@ import (
 // A recorder collects what the run's record says. It is filled by one
 // goroutine, at the end of the run.
 type recorder struct {
-	session   *session
-	measured  sealed.Measurement
-	logKey    string
-	started   time.Time
-	grants    []grantNote
-	counts    []redact.Count
-	subjects  map[string]string // name → SHA-256 in hex
-	warnings  []string
-	exit      int
-	reason    string
-	workspace sealed.Digest
+	session  *session
+	measured sealed.Measurement
+	logKey   string
+	started  time.Time
+	grants   []grantNote
+	counts   []redact.Count
+	subjects map[string]string // name → SHA-256 in hex
+	warnings []string
+	exit     int
+	reason   string
 }
 
 // sign makes the record. It first asks for the log's newest head and checks

@@ -283,8 +283,8 @@ func (r *runner) frozen(on bool) {
 // lets attend return. Only the first reason counts.
 func (r *runner) abort(reason string) {
 	r.stopOnce.Do(func() {
+		r.stopped <- reason // first: attend may see the killed agent at once
 		killAll()
-		r.stopped <- reason
 	})
 }
 

@@ -195,7 +195,9 @@ func (s *session) watch(ctx context.Context, epoch uint64, wait time.Duration) (
 	if err != nil {
 		return a, err
 	}
-	err = s.open(r, &a)
+	if err = s.open(r, &a); err == nil && a.Run != req.Run {
+		err = fmt.Errorf("the answer is for another run: %w", sealed.ErrInvalid)
+	}
 	return a, err
 }
 
