@@ -98,14 +98,6 @@ func (r runRow) to(state string, at time.Time, by, reason string) (runRow, error
 	return r, nil
 }
 
-// endedBecause is the newest reason in the history.
-func (r runRow) endedBecause() string {
-	if len(r.History) == 0 {
-		return ""
-	}
-	return r.History[len(r.History)-1].Reason
-}
-
 // profile is the profile of the run, or "".
 func (r runRow) profile() sealed.ProfileName {
 	if len(r.m.Profiles) == 0 {

@@ -100,7 +100,7 @@ func TestWorkloadAPI(t *testing.T) {
 	if err != nil || id != claudeID {
 		t.Errorf("X509-SVID = %v, %v; want %v", id, err, claudeID)
 	}
-	if life := x.Certificates[0].NotAfter.Sub(time.Now()); life > time.Hour {
+	if life := time.Until(x.Certificates[0].NotAfter); life > time.Hour {
 		t.Errorf("X509-SVID lives %v, want at most 1 h", life)
 	}
 	if got := int(at.pid.Load()); got != os.Getpid() {
