@@ -85,7 +85,7 @@ func runAgent(ctx context.Context, a *app, f runFlags, argv []string) error {
 	}
 	boot, err := f.boot(a, argv)
 	if err != nil {
-		return err
+		return runFailure(a, err)
 	}
 	if f.mode == sealed.ModeBare {
 		return runBare(ctx, a, engine, f, boot)
@@ -99,7 +99,7 @@ func runAgent(ctx context.Context, a *app, f runFlags, argv []string) error {
 	}
 	enq, err := enqueue(ctx, engine, req)
 	if err != nil {
-		return err
+		return runFailure(a, err)
 	}
 	if err := a.showRun(enq, f); err != nil {
 		return errors.Join(err, engine.CloseRun(ctx, enq.Run, "every key was denied"))
@@ -122,6 +122,15 @@ func runAgent(ctx context.Context, a *app, f runFlags, argv []string) error {
 func sealedFailure(a *app, err error) error {
 	a.fail(err)
 	return &statusError{status: sealed.ExitSealed}
+}
+
+// runFailure is sealedFailure for whatever has no status of its own, such as
+// usage and denial have.
+func runFailure(a *app, err error) error {
+	if statusOf(err) != exitFailure {
+		return err
+	}
+	return sealedFailure(a, err)
 }
 
 // boot reads the input and makes the Boot document, without run and ticket.

@@ -175,7 +175,7 @@ func runBare(ctx context.Context, a *app, e *vaultclient.Engine, f runFlags, b s
 	}
 	enq, err := enqueue(ctx, e, req)
 	if err != nil {
-		return err
+		return runFailure(a, err)
 	}
 	a.talk("sealed: run %s, bare: no sandbox, no keys", enq.Run)
 	cmd := exec.CommandContext(ctx, b.Argv[0], b.Argv[1:]...)

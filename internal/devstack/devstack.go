@@ -95,6 +95,9 @@ type Config struct {
 	// Self is the command that runs RunAuthority on its last two arguments,
 	// "--config FILE"; empty means this executable with "dev authority".
 	Self []string
+	// InMemory keeps Vault's storage in memory: nothing survives its end, and no
+	// snapshot can be taken. For measurements without a disk.
+	InMemory bool
 	// DieWithParent ends the servers when the calling process does.
 	DieWithParent bool
 	// Log receives what happens; nil discards.

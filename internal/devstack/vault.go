@@ -55,10 +55,14 @@ func (b *bringUp) startVault(ctx context.Context) error {
 }
 
 func (b *bringUp) writeVaultConfig() error {
+	storage := map[string]any{"raft": map[string]any{
+		"path": b.l.private("raft"), "node_id": "dev", "performance_multiplier": "1",
+	}}
+	if b.cfg.InMemory {
+		storage = map[string]any{"inmem": map[string]any{}}
+	}
 	cfg := map[string]any{
-		"storage": map[string]any{"raft": map[string]any{
-			"path": b.l.private("raft"), "node_id": "dev", "performance_multiplier": "1",
-		}},
+		"storage": storage,
 		"listener": []any{map[string]any{"tcp": map[string]any{
 			"address":       strings.TrimPrefix(b.state.VaultAddr, "https://"),
 			"tls_cert_file": b.l.private("vault-cert.pem"), "tls_key_file": b.l.private("vault-key.pem"),

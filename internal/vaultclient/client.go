@@ -125,6 +125,7 @@ func build(addr, namespace string, h *http.Client, token string) (*Client, error
 		c.SetNamespace(namespace)
 	}
 	c.SetMaxRetries(0)
+	c.SetWrappingLookupFunc(func(string, string) string { return "" }) // else VAULT_WRAP_TTL
 	c.SetToken(token)
 	return &Client{api: c, addr: addr, namespace: namespace, http: h}, nil
 }

@@ -15,6 +15,7 @@ import (
 // that a test can see which key arrived and what the agent told the model.
 type modelDouble struct {
 	commands []string
+	gate     chan struct{} // the last answer waits until it is closed
 
 	mu       sync.Mutex
 	keys     []string // credentials of the requests, in order
@@ -84,6 +85,7 @@ func (m *modelDouble) stream(w http.ResponseWriter, model string, done int) {
 		send("content_block_start", obj{"type": "content_block_start", "index": 0, "content_block": obj{"type": "tool_use", "id": fmt.Sprintf("toolu_%d", done), "name": "Bash", "input": obj{}}})
 		send("content_block_delta", obj{"type": "content_block_delta", "index": 0, "delta": obj{"type": "input_json_delta", "partial_json": string(args)}})
 	} else {
+		<-m.gate
 		send("content_block_start", obj{"type": "content_block_start", "index": 0, "content_block": obj{"type": "text", "text": ""}})
 		send("content_block_delta", obj{"type": "content_block_delta", "index": 0, "delta": obj{"type": "text_delta", "text": "All done."}})
 	}

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,6 +29,7 @@ type Caller struct {
 	UID     int           // 0: the test's own
 	Stdin   string        // empty: nothing to read
 	Env     []string      // NAME=value, in addition to the environment of the stack
+	Via     []string      // command that executes its last arguments, such as env; empty: none
 	Dir     string        // working directory, and so the workspace; empty: a new one
 	Timeout time.Duration // 0: one minute
 }
@@ -140,7 +142,8 @@ func (s *Stack) command(t testing.TB, as Caller, args []string) *Process {
 	if p.dir == "" {
 		p.dir = s.Dir(t, as.UID)
 	}
-	p.cmd = exec.Command(s.Sealedctl, args...)
+	argv := append(append(slices.Clone(as.Via), s.Sealedctl), args...)
+	p.cmd = exec.Command(argv[0], argv[1:]...)
 	p.cmd.Dir = p.dir
 	p.cmd.Env = append(s.environ(t, as, home), as.Env...)
 	p.cmd.WaitDelay = 5 * time.Second

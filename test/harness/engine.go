@@ -169,12 +169,39 @@ func Types(entries []vaultclient.LogEntry) []string {
 	return out
 }
 
-// Pull takes the whole log and the records away into a new directory.
+// A sideCache keeps the side objects that were read before: they do not change,
+// and there is one call for each. What they prove is checked against the tree,
+// which is read anew.
+type sideCache struct {
+	audit.Reader
+	s *Stack
+}
+
+// Side implements audit.Reader.
+func (c sideCache) Side(ctx context.Context, seq uint64) (audit.Side, error) {
+	c.s.mu.Lock()
+	side, ok := c.s.sides[seq]
+	c.s.mu.Unlock()
+	if ok {
+		return side, nil
+	}
+	side, err := c.Reader.Side(ctx, seq)
+	if err == nil {
+		c.s.mu.Lock()
+		c.s.sides[seq] = side
+		c.s.mu.Unlock()
+	}
+	return side, err
+}
+
+// Pull takes the whole log and the records away into a new directory. Side
+// objects come from a cache: a test that changes them in Vault's storage, or
+// erases them, exports with audit.WriteDir itself.
 func (s *Stack) Pull(t testing.TB) (dir string) {
 	t.Helper()
 	dir = filepath.Join(t.TempDir(), "log")
 	e := s.Engine(t, "auditor")
-	if err := audit.WriteDir(t.Context(), e.LogReader(), dir); err != nil {
+	if err := audit.WriteDir(t.Context(), sideCache{e.LogReader(), s}, dir); err != nil {
 		t.Fatal(err)
 	}
 	head, err := os.ReadFile(filepath.Join(dir, "checkpoint"))

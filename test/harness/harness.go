@@ -34,6 +34,7 @@ import (
 	"testing"
 	"time"
 
+	"sealed.dev/sealed/internal/audit"
 	"sealed.dev/sealed/internal/devstack"
 	"sealed.dev/sealed/internal/vaultclient"
 )
@@ -65,6 +66,7 @@ type Stack struct {
 
 	mu     sync.Mutex
 	tokens map[string]vaultclient.Token
+	sides  map[uint64]audit.Side
 	serial atomic.Int64
 }
 
@@ -74,6 +76,7 @@ var shared struct {
 	options Options
 	inMain  bool
 	once    sync.Once
+	warm    sync.Once
 	stack   *Stack
 	err     error
 }
@@ -128,6 +131,7 @@ func Get(t testing.TB) *Stack {
 	if shared.err != nil {
 		t.Fatalf("bringing the stack up: %v", shared.err)
 	}
+	shared.warm.Do(func() { shared.stack.warm(t) })
 	return shared.stack
 }
 
@@ -207,7 +211,7 @@ func up(o Options) (*Stack, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Stack{Base: base, Module: module, Sealedctl: filepath.Join(base, "sealedctl"), tokens: map[string]vaultclient.Token{}}
+	s := &Stack{Base: base, Module: module, Sealedctl: filepath.Join(base, "sealedctl"), tokens: map[string]vaultclient.Token{}, sides: map[uint64]audit.Side{}}
 	if err := s.fill(o); err != nil {
 		return nil, errors.Join(err, s.remove())
 	}
@@ -238,6 +242,24 @@ func (s *Stack) fill(o Options) error {
 	}
 	s.Status = stack.Status(ctx)
 	return s.addSource(ctx)
+}
+
+// warm makes one run after the stack has come up. SPIRE's agent learns of its
+// entries a little later than it listens, and refuses until then.
+func (s *Stack) warm(t testing.TB) {
+	t.Helper()
+	s.Agent(t, "custom")
+	for range 20 {
+		r := s.Ctl(t, Caller{}, "run", "--agent", "custom", "--mode", "identity", "--no-workspace", "--", "true")
+		if r.Exit == 0 {
+			return
+		}
+		if !strings.Contains(r.Stderr, "no identity issued") {
+			t.Fatalf("the first run: exit %d: %s", r.Exit, r.Stderr)
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+	t.Fatal("the stack gives no identity")
 }
 
 // build builds a program of this repository, static, for everyone to run.

@@ -63,6 +63,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	fl.SetOutput(stderr)
 	output := fl.String("o", "table", "table or json (one object a line)")
 	only := fl.String("only", "", "comma-separated sections of: "+strings.Join(names, " "))
+	storage := fl.String("storage", "memory", "Vault's storage: memory (ratios without the disk) or raft (every write is synced)")
 	percent := fl.Int("percent", 100, "percentage of the usual number of measurements")
 	if err := fl.Parse(args); err != nil {
 		return err
@@ -76,11 +77,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return fmt.Errorf("no section %q; there are: %s", name, strings.Join(names, " "))
 		}
 	}
-	if fl.NArg() > 0 || *percent < 1 || (*output != "table" && *output != "json") {
+	if fl.NArg() > 0 || *percent < 1 || (*output != "table" && *output != "json") || (*storage != "memory" && *storage != "raft") {
 		fl.Usage()
 		return flag.ErrHelp
 	}
-	rows, err := measure(ctx, wanted, *percent, stderr)
+	rows, err := measure(ctx, wanted, *percent, *storage == "memory", stderr)
 	if *output == "json" {
 		return errors.Join(err, bench.WriteJSON(stdout, rows))
 	}
@@ -89,7 +90,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 
 // measure runs the sections. What was measured before an error is returned
 // with it.
-func measure(ctx context.Context, wanted []string, percent int, stderr io.Writer) (rows []bench.Row, err error) {
+func measure(ctx context.Context, wanted []string, percent int, inMemory bool, stderr io.Writer) (rows []bench.Row, err error) {
 	var st *stack
 	defer func() {
 		if st != nil {
@@ -101,7 +102,7 @@ func measure(ctx context.Context, wanted []string, percent int, stderr io.Writer
 			continue
 		}
 		if s.stack && st == nil {
-			if st, err = openStack(ctx, stderr); err != nil {
+			if st, err = openStack(ctx, inMemory, stderr); err != nil {
 				return rows, err
 			}
 		}

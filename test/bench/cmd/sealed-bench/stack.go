@@ -38,19 +38,19 @@ type stack struct {
 }
 
 // openStack builds sealedctl and brings everything up.
-func openStack(ctx context.Context, stderr io.Writer) (*stack, error) {
+func openStack(ctx context.Context, inMemory bool, stderr io.Writer) (*stack, error) {
 	dir, err := os.MkdirTemp("", "sealed-bench-")
 	if err != nil {
 		return nil, fmt.Errorf("making directory: %w", err)
 	}
 	s := &stack{dir: dir, ctl: filepath.Join(dir, "sealedctl")}
-	if err := s.open(ctx, stderr); err != nil {
+	if err := s.open(ctx, inMemory, stderr); err != nil {
 		return nil, errors.Join(err, s.close(context.WithoutCancel(ctx)))
 	}
 	return s, nil
 }
 
-func (s *stack) open(ctx context.Context, stderr io.Writer) error {
+func (s *stack) open(ctx context.Context, inMemory bool, stderr io.Writer) error {
 	if err := os.Chmod(s.dir, 0o711); err != nil {
 		return fmt.Errorf("making directory: %w", err)
 	}
@@ -62,7 +62,7 @@ func (s *stack) open(ctx context.Context, stderr io.Writer) error {
 	last := ""
 	var err error
 	s.Stack, err = devstack.Up(ctx, devstack.Config{
-		Dir: filepath.Join(s.dir, "s"), CacheDir: os.Getenv("SEALED_CACHE"), Self: []string{s.ctl, "dev", "authority"}, DieWithParent: true,
+		Dir: filepath.Join(s.dir, "s"), CacheDir: os.Getenv("SEALED_CACHE"), Self: []string{s.ctl, "dev", "authority"}, DieWithParent: true, InMemory: inMemory,
 		Progress: func(step string, _, _ int64) {
 			if short, _, _ := strings.Cut(step, ": "); short != last {
 				last = short
