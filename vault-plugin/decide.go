@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -190,10 +191,6 @@ func (b *backend) decideAgain(ctx context.Context, s logical.Storage, phase stri
 	if !ok || current.Level != pinned.Level {
 		return refuse(sealed.ReasonChanged, "the profile no longer has the key"), nil
 	}
-	who, err := b.requesterNow(ctx, s, r)
-	if err != nil {
-		return missing(err)
-	}
 	pinnedBundle, err := b.bundleByDigest(ctx, s, r.m.Bundle.Digest)
 	if err != nil {
 		return verdict{}, err
@@ -203,7 +200,16 @@ func (b *backend) decideAgain(ctx context.Context, s logical.Storage, phase stri
 		return verdict{}, err
 	}
 	before, after := termsOf(pinned, name, spec), termsOf(current, name, currentSpec)
+	// Two calls back into Vault, beside the evaluation that does not need them.
+	var who sealed.Requester
+	var whoErr error
+	var looking sync.WaitGroup
+	looking.Go(func() { who, whoErr = b.requesterNow(ctx, s, r) })
 	d1, err := b.ask(ctx, s, pinnedBundle, phase, r, r.m.Requester, before, reason)
+	looking.Wait()
+	if whoErr != nil {
+		return missing(whoErr)
+	}
 	if err != nil {
 		return verdict{}, err
 	}

@@ -75,6 +75,9 @@ func isTerminal(v any) bool {
 // runAgent is the operator's side of a run. The supervisor is a process of its
 // own: it prepares, and later owns, the sandbox; this one enqueues and waits.
 func runAgent(ctx context.Context, a *app, f runFlags, argv []string) error {
+	if f.profile != "" && f.mode != sealed.ModeJIT {
+		return usagef("--profile names keys, which only --mode jit gives")
+	}
 	engine, err := a.engine(ctx)
 	if err != nil {
 		return sealedFailure(a, err)
@@ -89,9 +92,6 @@ func runAgent(ctx context.Context, a *app, f runFlags, argv []string) error {
 	}
 	if f.mode == sealed.ModeBare {
 		return runBare(ctx, a, engine, f, boot)
-	}
-	if f.profile != "" && f.mode != sealed.ModeJIT {
-		return usagef("--profile names keys, which only --mode jit gives")
 	}
 	req, ws, err := f.request(boot)
 	if err != nil {

@@ -13,6 +13,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"sealed.dev/sealed/internal/sealed"
 )
@@ -34,7 +36,7 @@ func fetchIdentity(ctx context.Context, socket, audience string) (*identity, err
 		return nil, fmt.Errorf("connecting to the SPIFFE Workload API: %w", sealed.ErrUnavailable)
 	}
 	defer func() { _ = client.Close() }()
-	svid, err := client.FetchX509SVID(ctx)
+	svid, err := fetchSVID(ctx, client)
 	if err != nil {
 		return nil, fmt.Errorf("fetching X509-SVID (is this sandbox attested?): %w", err)
 	}
@@ -43,6 +45,20 @@ func fetchIdentity(ctx context.Context, socket, audience string) (*identity, err
 		return nil, fmt.Errorf("fetching JWT-SVID: %w", err)
 	}
 	return &identity{svid: svid, jwt: jwt.Marshal()}, nil
+}
+
+// entryWait is how long a refusal is asked again: a SPIRE agent that has just
+// started learns of its entries after it has opened its socket.
+const entryWait = 4 * time.Second
+
+func fetchSVID(ctx context.Context, client *workloadapi.Client) (*x509svid.SVID, error) {
+	deadline := time.Now().Add(entryWait)
+	for {
+		svid, err := client.FetchX509SVID(ctx)
+		if status.Code(err) != codes.PermissionDenied || time.Now().After(deadline) || !pause(ctx, 500*time.Millisecond) {
+			return svid, err
+		}
+	}
 }
 
 // chain returns the certificates, leaf first, DER in base64.
