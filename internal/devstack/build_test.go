@@ -20,7 +20,7 @@ func TestServerIsBuiltOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, text := range map[string]string{
-		"go.mod":  "module example.com/tiny\n\ngo 1.26\n",
+		"go.mod": "module example.com/tiny\n\ngo 1.26\n",
 		// The directory's name makes the source new: from Go's cache nothing
 		// would be compiled.
 		"main.go": "package main\n\n// " + root + "\nfunc main() { println(\"Tiny v1.2.3\") }\n",

@@ -228,12 +228,10 @@ func TestB33Daemons(t *testing.T) {
 	for name, as := range callers() {
 		t.Run(name, func(t *testing.T) {
 			mark := strconv.FormatInt(time.Now().UnixNano()%1e9+1e9, 10) // of the processes, in their arguments
-			before := marked(t, mark)
-			script := "setsid sleep " + mark + " & (setsid sh -c 'trap \"\" TERM HUP INT; sleep " + mark + " & wait; sleep " + mark + "' >/dev/null 2>&1 </dev/null &) ; echo started; "
-			p := w.Start(t, as, shell("", script+"sleep 3", "--no-workspace")...)
-			p.Await(t, "started")
-			eventually(t, 3*time.Second, "control: they live during the run", func() bool { return len(marked(t, mark)) >= 2 })
-			_ = before
+			p := w.Start(t, as, shell("", "setsid sleep "+mark+" & (setsid sh -c 'trap \"\" TERM HUP INT; sleep "+mark+" & wait; sleep "+mark+"' >/dev/null 2>&1 </dev/null &) ; "+untilTold, "--no-workspace")...)
+			p.RunID(t)
+			eventually(t, 20*time.Second, "control: they live during the run", func() bool { return len(marked(t, mark)) >= 2 })
+			w.tell(t, p)
 			p.Wait(t).Want(t, 0)
 			if got := marked(t, mark); len(got) > 0 {
 				t.Errorf("processes %v outlived their run", got)

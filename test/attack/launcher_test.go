@@ -41,6 +41,8 @@ type launcher struct {
 	claimed bool
 	// unregistered leaves the attestor in the dark.
 	unregistered bool
+	// pause is the time between registration and the boot document.
+	pause time.Duration
 	// ready, if set, is awaited between start and registration.
 	ready func(pid int) bool
 }
@@ -135,6 +137,7 @@ func (l launcher) attend(t *testing.T, w *world, box sandbox.Sandbox, p *pipes) 
 	out.registered = l.register(t, w, box)
 	boot, err := json.Marshal(l.boot)
 	must(t, err)
+	time.Sleep(l.pause)
 	_, _ = p.bootW.Write(boot)
 	_ = p.bootW.Close()
 	out.exit = await(t, box)

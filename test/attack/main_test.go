@@ -8,7 +8,10 @@ package attack
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -121,6 +124,25 @@ func shell(profile, script string, flags ...string) []string {
 	return append(append(args, flags...), "--", "/bin/sh", "-c", script)
 }
 
+// untilTold ends a script that runs until the test calls tell, and which
+// nothing else ends early. It says isUp, and more, because the redactor holds
+// back what could be the beginning of a value: a single letter, too.
+const (
+	untilTold = "echo this is up, and it goes on until told; while [ ! -e told ]; do sleep 0.05; done"
+	isUp      = "this is up"
+)
+
+// tell lets a script of untilTold go on. The copy of the workspace is in the
+// run's directory, which root reaches.
+func (w *world) tell(t *testing.T, p *harness.Process) {
+	t.Helper()
+	dirs, err := filepath.Glob(filepath.Join(w.Base, "home", "*", "state", "sealed", "runs", string(p.RunID(t)), "workspace"))
+	if err != nil || len(dirs) != 1 {
+		t.Fatalf("finding the copy of the workspace: %q, %v", dirs, err)
+	}
+	must(t, os.WriteFile(filepath.Join(dirs[0], "told"), nil, 0o644))
+}
+
 // sinks scans everything that a run leaves where a value must not be.
 func (w *world) sinks(t *testing.T, r harness.Result, cs ...*canary.Canary) []canary.Hit {
 	t.Helper()
@@ -226,4 +248,18 @@ func runStatus(t *testing.T, r harness.Result) supervise.Status {
 	st, err := supervise.ReadStatus(r.RunDir(t))
 	must(t, err)
 	return st
+}
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+func parseCertificate(text string) (*x509.Certificate, error) {
+	block, _ := pem.Decode([]byte(text))
+	if block == nil {
+		return nil, errors.New("no PEM")
+	}
+	return x509.ParseCertificate(block.Bytes)
+}
+
+func pemOf(der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }

@@ -5,6 +5,7 @@
 //
 //	probe peek PID          every way to look into a process
 //	probe reach [NET=ADDR]… every way out of the sandbox but the proxy
+//	probe signal            every signal to process 1, by every call
 //	probe                   as process 1: take an identity by exec-swap (D02)
 package main
 
@@ -34,6 +35,10 @@ func main() {
 			os.Exit(2)
 		}
 		peek(pid)
+	case len(os.Args) == 2 && os.Args[1] == "wait":
+		time.Sleep(time.Minute)
+	case len(os.Args) == 2 && os.Args[1] == "signal":
+		signalInit()
 	case len(os.Args) >= 2 && os.Args[1] == "reach":
 		reach(os.Args[2:])
 	case len(os.Args) == 1: // as process 1, which gets no arguments
@@ -137,6 +142,26 @@ func kcmp(pid int) error {
 		return e
 	}
 	return nil
+}
+
+// signalInit sends process 1 every signal. One that sigqueue(3) sends says of
+// itself, by a code of the sender's choice, that it is not from kill(2).
+func signalInit() {
+	for sig := 1; sig <= 64; sig++ {
+		if sig == int(unix.SIGKILL) || sig == int(unix.SIGSTOP) {
+			continue
+		}
+		_ = syscall.Kill(1, syscall.Signal(sig))
+		_ = unix.Tgkill(1, 1, syscall.Signal(sig))
+		var info [128]byte // struct siginfo
+		*(*int32)(unsafe.Pointer(&info[0])) = int32(sig)
+		*(*int32)(unsafe.Pointer(&info[8])) = -1 // SI_QUEUE
+		_, _, e := syscall.Syscall(unix.SYS_RT_SIGQUEUEINFO, 1, uintptr(sig), uintptr(unsafe.Pointer(&info[0])))
+		_, _, e2 := syscall.Syscall6(unix.SYS_RT_TGSIGQUEUEINFO, 1, 1, uintptr(sig), uintptr(unsafe.Pointer(&info[0])), 0, 0)
+		if e == 0 || e2 == 0 {
+			fmt.Println("queued", sig)
+		}
+	}
 }
 
 // reach tries to leave the sandbox without the proxy. It changes nothing: the
@@ -263,7 +288,6 @@ func relayed() {
 		say("svid", err)
 		return
 	}
-	time.Sleep(2 * time.Second) // until the launcher has registered process 1
 	dialed := false
 	c, err := workloadapi.New(timeout(5*time.Second), workloadapi.WithAddr("unix:///relayed"),
 		workloadapi.WithDialOptions(grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
@@ -273,8 +297,14 @@ func relayed() {
 			dialed = true
 			return conn, nil
 		})))
-	if err == nil {
-		_, err = c.FetchX509SVID(timeout(5 * time.Second))
+	// The launcher registers process 1 meanwhile.
+	for end := time.Now().Add(3 * time.Second); err == nil && time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		if _, asked := c.FetchX509SVID(timeout(time.Second)); asked == nil {
+			say("svid", nil)
+			return
+		} else if time.Until(end) < 200*time.Millisecond {
+			err = asked
+		}
 	}
 	say("svid", err)
 }
