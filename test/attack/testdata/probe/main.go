@@ -5,12 +5,13 @@
 //
 //	probe peek PID          every way to look into a process
 //	probe reach [NET=ADDR]… every way out of the sandbox but the proxy
-//	probe signal            every signal to process 1, by every call
+//	probe signal NUMBER     a signal to process 1, by every call
 //	probe                   as process 1: take an identity by exec-swap (D02)
 package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -37,8 +38,12 @@ func main() {
 		peek(pid)
 	case len(os.Args) == 2 && os.Args[1] == "wait":
 		time.Sleep(time.Minute)
-	case len(os.Args) == 2 && os.Args[1] == "signal":
-		signalInit()
+	case len(os.Args) == 3 && os.Args[1] == "signal":
+		sig, err := strconv.Atoi(os.Args[2])
+		if err != nil {
+			os.Exit(2)
+		}
+		signalInit(sig)
 	case len(os.Args) >= 2 && os.Args[1] == "reach":
 		reach(os.Args[2:])
 	case len(os.Args) == 1: // as process 1, which gets no arguments
@@ -144,24 +149,17 @@ func kcmp(pid int) error {
 	return nil
 }
 
-// signalInit sends process 1 every signal. One that sigqueue(3) sends says of
+// signalInit sends process 1 a signal. One that sigqueue(3) sends says of
 // itself, by a code of the sender's choice, that it is not from kill(2).
-func signalInit() {
-	for sig := 1; sig <= 64; sig++ {
-		if sig == int(unix.SIGKILL) || sig == int(unix.SIGSTOP) {
-			continue
-		}
-		_ = syscall.Kill(1, syscall.Signal(sig))
-		_ = unix.Tgkill(1, 1, syscall.Signal(sig))
-		var info [128]byte // struct siginfo
-		*(*int32)(unsafe.Pointer(&info[0])) = int32(sig)
-		*(*int32)(unsafe.Pointer(&info[8])) = -1 // SI_QUEUE
-		_, _, e := syscall.Syscall(unix.SYS_RT_SIGQUEUEINFO, 1, uintptr(sig), uintptr(unsafe.Pointer(&info[0])))
-		_, _, e2 := syscall.Syscall6(unix.SYS_RT_TGSIGQUEUEINFO, 1, 1, uintptr(sig), uintptr(unsafe.Pointer(&info[0])), 0, 0)
-		if e == 0 || e2 == 0 {
-			fmt.Println("queued", sig)
-		}
-	}
+func signalInit(sig int) {
+	_ = syscall.Kill(1, syscall.Signal(sig))
+	_ = unix.Tgkill(1, 1, syscall.Signal(sig))
+	var info [128]byte // struct siginfo
+	*(*int32)(unsafe.Pointer(&info[0])) = int32(sig)
+	*(*int32)(unsafe.Pointer(&info[8])) = -1 // SI_QUEUE
+	_, _, e := syscall.Syscall(unix.SYS_RT_SIGQUEUEINFO, 1, uintptr(sig), uintptr(unsafe.Pointer(&info[0])))
+	_, _, e2 := syscall.Syscall6(unix.SYS_RT_TGSIGQUEUEINFO, 1, 1, uintptr(sig), uintptr(unsafe.Pointer(&info[0])), 0, 0)
+	say("sigqueue", errors.Join(errOf(e), errOf(e2)))
 }
 
 // reach tries to leave the sandbox without the proxy. It changes nothing: the

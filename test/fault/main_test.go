@@ -1,0 +1,193 @@
+// Package fault kills real servers at the worst moment, by SIGKILL, and looks
+// whether what Sealed promises still holds: nothing that was acknowledged is
+// lost, nothing that was not handed over lives on upstream, the log verifies.
+package fault
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"sealed.dev/sealed/internal/audit"
+	"sealed.dev/sealed/internal/devstack"
+	"sealed.dev/sealed/internal/sealed"
+	"sealed.dev/sealed/internal/supervise"
+	"sealed.dev/sealed/internal/workspace"
+	"sealed.dev/sealed/test/attack/guest"
+	"sealed.dev/sealed/test/harness"
+)
+
+func TestMain(m *testing.M) { harness.Main(m, harness.Options{}) }
+
+const agentName = sealed.Name("custom")
+
+type world struct {
+	*harness.Stack
+	forge    *guest.Forge
+	programs string // copies of ours, so that a repair builds nothing
+}
+
+var built struct {
+	sync.Mutex
+	w *world
+}
+
+func get(t *testing.T) *world {
+	t.Helper()
+	s := harness.Get(t)
+	built.Lock()
+	defer built.Unlock()
+	if built.w == nil {
+		forge, err := guest.Open(t.Context(), s.Stack)
+		must(t, err)
+		w := &world{Stack: s, forge: forge, programs: filepath.Join(s.Base, "programs")}
+		must(t, os.Mkdir(w.programs, 0o755))
+		for _, from := range []string{"private/plugins/vault-plugin-secrets-sealed", "private/plugins/spire-attestor-sealed", "bin/sealed-init", "bin/sealed"} {
+			b, err := os.ReadFile(filepath.Join(s.Status.Dir, from))
+			must(t, err)
+			must(t, os.WriteFile(filepath.Join(w.programs, filepath.Base(from)), b, 0o755))
+		}
+		built.w = w
+	}
+	built.w.Agent(t, string(agentName))
+	return built.w
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func eventually(t testing.TB, limit time.Duration, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(limit); !ok(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not within %v: %s", limit, what)
+		}
+	}
+}
+
+// crash kills one server of the stack, with its plug-ins.
+func (w *world) crash(t testing.TB, name string) {
+	t.Helper()
+	must(t, w.Kill(context.WithoutCancel(t.Context()), name))
+}
+
+// repair starts what is not running, as an administrator would.
+func (w *world) repair(t testing.TB) {
+	t.Helper()
+	relay := map[string]string{}
+	for _, h := range harness.Hosts() {
+		relay[h+":443"] = w.Upstream.Addr
+	}
+	_, err := devstack.Up(context.WithoutCancel(t.Context()), devstack.Config{
+		Dir: w.Status.Dir, Identity: w.Status.Identity, Module: w.Module, Programs: w.programs, Launchers: w.Status.Launchers[1:],
+		Relay: relay, UpstreamRoots: w.Upstream.CA, Self: []string{os.Args[0], "authority"}, DieWithParent: true,
+	})
+	must(t, err)
+}
+
+// verify pulls the log and verifies it as a continuation of an earlier head,
+// which may be nil. It returns the new one.
+func (w *world) verify(t *testing.T, pinned []byte) []byte {
+	t.Helper()
+	dir := w.Pull(t)
+	if _, err := audit.VerifyDir(dir, audit.Options{VerifierKey: w.LogKey(t), Pinned: pinned}); err != nil {
+		t.Fatalf("verifying: %v", err)
+	}
+	head, err := os.ReadFile(filepath.Join(dir, "checkpoint"))
+	must(t, err)
+	return head
+}
+
+// request is what every guest enqueues.
+func request(t testing.TB, profile string) sealed.EnqueueRequest {
+	t.Helper()
+	idem, err := sealed.NewULID(time.Now(), nil)
+	must(t, err)
+	return sealed.EnqueueRequest{
+		IdempotencyKey: idem, Agent: agentName, Mode: sealed.ModeJIT, Profile: sealed.ProfileName(profile),
+		CommandDigest: sealed.CommandDigest([]string{"/bin/true"}), WorkspaceDigest: workspace.EmptyDigest(),
+		Sandbox: sealed.SandboxSpec{Backend: sealed.BackendLocal, Isolation: sealed.IsolationOwnUID, Network: sealed.NetworkNone, WallTime: sealed.Duration(time.Hour)},
+	}
+}
+
+func (w *world) guest(t *testing.T, profile string) *guest.Guest {
+	t.Helper()
+	r := request(t, profile)
+	q, err := w.Engine(t, "operator").Enqueue(t.Context(), r)
+	must(t, err)
+	g, err := w.forge.Arrive(t.Context(), q.Run, agentName)
+	must(t, err)
+	must(t, g.Claim(t.Context(), q.Ticket, guest.Measure(r), nil))
+	return g
+}
+
+func binding() sealed.Binding {
+	return sealed.Binding{Host: "api.test", Methods: []string{"GET"}, Paths: []string{"/v1/**"}}
+}
+
+// profile makes a profile with one KEY.
+func (w *world) profile(t *testing.T, spec sealed.KeySpec) string {
+	t.Helper()
+	name := w.Name("fault/p")
+	w.Profile(t, harness.Profile1(name, map[sealed.KeyName]sealed.KeySpec{"KEY": spec}))
+	return name
+}
+
+func (w *world) static(t *testing.T, value string) string {
+	t.Helper()
+	path := "fault/" + w.Name("secret")
+	w.Secret(t, path, value)
+	return w.profile(t, harness.Key(path, []string{string(agentName)}, binding()))
+}
+
+// pluginPID is the process of the engine.
+func (w *world) pluginPID(t *testing.T) int {
+	t.Helper()
+	for _, p := range w.Stack.Stack.Status(t.Context()).Processes {
+		if p.Name != "vault" {
+			continue
+		}
+		stats, err := filepath.Glob("/proc/[0-9]*/stat")
+		must(t, err)
+		for _, path := range stats {
+			b, err := os.ReadFile(path)
+			if err != nil {
+				continue
+			}
+			f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+			exe, _ := os.Readlink(filepath.Join(filepath.Dir(path), "exe"))
+			if len(f) > 1 && f[0] != "Z" && f[1] == strconv.Itoa(p.PID) && filepath.Base(exe) == "vault-plugin-secrets-sealed" {
+				pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+				must(t, err)
+				return pid
+			}
+		}
+	}
+	t.Fatal("the engine has no process")
+	return 0
+}
+
+func (w *world) tell(t *testing.T, p *harness.Process, what string) {
+	t.Helper()
+	dir := supervise.RunDir(filepath.Join(w.Base, "home", "0", "state", "sealed"), string(p.RunID(t)))
+	must(t, os.WriteFile(filepath.Join(dir, "workspace", what), nil, 0o644))
+}
+
+func kill(t *testing.T, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		t.Fatal(err)
+	}
+}
