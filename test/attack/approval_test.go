@@ -142,7 +142,7 @@ func TestE19AlteredAfterApproval(t *testing.T) {
 	})
 	for _, widen := range []bool{true, false} {
 		t.Run(map[bool]string{true: "another binding", false: "control: the same"}[widen], func(t *testing.T) {
-			c, path := w.plant(t, "KEY")
+			_, path := w.plant(t, "KEY")
 			spec := harness.Key(path, []string{string(agentName)}, binding("api.test"))
 			spec.Risk = sealed.RiskHigh
 			name := w.Name("attack/altered")
@@ -163,7 +163,6 @@ func TestE19AlteredAfterApproval(t *testing.T) {
 			if !widen && (err != nil || grant.Bindings[0].Host != "api.test") {
 				t.Errorf("%v, %v", grant.Bindings, err)
 			}
-			_ = c
 		})
 	}
 }

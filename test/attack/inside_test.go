@@ -110,8 +110,8 @@ func TestB14B16B28NoWayOut(t *testing.T) {
 	})
 }
 
-// ask runs curl in a sandbox and returns the statuses of CONNECT and of the
-// answer, 000 for none.
+// curl is a piece of script that prints the statuses of CONNECT and of the
+// answer to it, 000 for none.
 func curl(args string) string {
 	return "curl -sS -m 10 -o /dev/null -w '%{http_connect} %{http_code}\\n' " + args + "; "
 }

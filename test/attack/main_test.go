@@ -1,6 +1,6 @@
 // Package attack holds the attacks of the threat model on the whole product:
 // a real Vault, a real SPIRE, real sandboxes and the real command. Test names
-// begin with the ids of docs/THREATS.md. Each attack has a control, in the same
+// begin with the ids of the threat model. Each attack has a control, in the same
 // test, that shows the attack working where Sealed does not stand in the way,
 // or the oracle finding the value where it is: a test that can't fail proves
 // nothing.
@@ -170,7 +170,7 @@ func (w *world) clean(t *testing.T, r harness.Result, cs ...*canary.Canary) {
 	}
 }
 
-// entry returns the first entry of a run with this type and every text.
+// entry reports whether a run has an entry with this type and every text.
 func (w *world) entry(t *testing.T, run sealed.RunID, typ string, texts ...string) bool {
 	t.Helper()
 	for _, e := range w.Entries(t, run) {
@@ -189,8 +189,7 @@ func (w *world) wantEntry(t *testing.T, run sealed.RunID, typ string, texts ...s
 	t.Errorf("run %s has no entry %s with %q; it has %v", run, typ, texts, harness.Types(w.Entries(t, run)))
 }
 
-// logged returns an entry of the whole log with this type and texts, from
-// number from on.
+// logged reports whether the log has an entry with this type and every text.
 func (w *world) logged(t *testing.T, typ string, texts ...string) bool {
 	t.Helper()
 	return w.entry(t, "", typ, texts...)
@@ -241,13 +240,6 @@ func worked(lines []string) []string {
 		}
 	}
 	return out
-}
-
-func runStatus(t *testing.T, r harness.Result) supervise.Status {
-	t.Helper()
-	st, err := supervise.ReadStatus(r.RunDir(t))
-	must(t, err)
-	return st
 }
 
 func itoa(n int) string { return strconv.Itoa(n) }

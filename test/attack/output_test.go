@@ -9,8 +9,7 @@ import (
 )
 
 // transforms print a value that the agent holds, KEY, in a way that a person
-// would still call printing. found is what the oracle calls what arrives when
-// nobody redacts.
+// would still call printing.
 var transforms = []struct{ name, script string }{
 	{"A01 echo", `echo $KEY`},
 	{"A01 to stderr", `echo $KEY >&2`},
