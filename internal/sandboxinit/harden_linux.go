@@ -1,6 +1,7 @@
 package sandboxinit
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -44,6 +45,25 @@ func Harden(environ []string) error {
 		return fmt.Errorf("refusing environment %s: %w", strings.Join(bad, ", "), sealed.ErrInvalid)
 	}
 	return closeForeign()
+}
+
+// divertStderr moves standard error to another descriptor, which it returns
+// for init's own lines and the agent's redacted ones, and leaves nothing at
+// descriptor 2: what the Go runtime prints there when the process faults
+// (registers, stacks) passes no redactor.
+func divertStderr() (*os.File, error) {
+	fd, err := unix.FcntlInt(2, unix.F_DUPFD_CLOEXEC, 16)
+	if err != nil {
+		return os.Stderr, fmt.Errorf("moving standard error: %w", err)
+	}
+	null, err := unix.Open(os.DevNull, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		err = errors.Join(unix.Dup3(null, 2, 0), unix.Close(null))
+	}
+	if err != nil {
+		return os.Stderr, fmt.Errorf("moving standard error: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "stderr"), nil
 }
 
 func undumpable() error {

@@ -62,6 +62,9 @@ type runner struct {
 // before the agent starts are one line on stderr.
 func Main(environ []string, stdout, stderr io.Writer) int {
 	err := Harden(environ)
+	if err == nil && stderr == io.Writer(os.Stderr) {
+		stderr, err = divertStderr()
+	}
 	if err == nil {
 		set := redact.NewSet()
 		r := &runner{set: set, stdout: newStream("stdout", stdout, set), stderr: newStream("stderr", stderr, set), stopped: make(chan string, 1), started: time.Now().UTC()}

@@ -23,7 +23,6 @@ import (
 	"time"
 
 	"sealed.dev/sealed/internal/sealed"
-	"sealed.dev/sealed/internal/supervise"
 	"sealed.dev/sealed/test/attack/guest"
 	"sealed.dev/sealed/test/canary"
 	"sealed.dev/sealed/test/harness"
