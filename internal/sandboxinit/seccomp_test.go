@@ -81,6 +81,10 @@ func attempts() []attempt {
 		{"process_vm_writev", raw(unix.SYS_PROCESS_VM_WRITEV, self, 0, 0, 0, 0), eperm, true},
 		{"pidfd_getfd", raw(unix.SYS_PIDFD_GETFD, minus1, 0, 0, 0, 0), eperm, true},
 		{"kcmp", raw(unix.SYS_KCMP, self, self, 99, 0, 0), eperm, false},
+		// B05: signals that forge where they come from.
+		{"rt_sigqueueinfo", raw(unix.SYS_RT_SIGQUEUEINFO, minus1, 0, 0, 0, 0), eperm, true},
+		{"rt_tgsigqueueinfo", raw(unix.SYS_RT_TGSIGQUEUEINFO, minus1, minus1, 0, 0, 0), eperm, true},
+		{"pidfd_send_signal", raw(unix.SYS_PIDFD_SEND_SIGNAL, minus1, 0, 0, 0, 0), eperm, true},
 		// B04: kernel surface.
 		{"io_uring_setup", raw(unix.SYS_IO_URING_SETUP, 0, 0, 0, 0, 0), eperm, false},
 		{"io_uring_enter", raw(unix.SYS_IO_URING_ENTER, minus1, 0, 0, 0, 0), eperm, false},
