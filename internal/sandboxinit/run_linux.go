@@ -126,7 +126,9 @@ func (r *runner) prepare(ctx context.Context) error {
 	if r.boot, err = readBoot(os.NewFile(sealed.BootFD, "boot")); err != nil {
 		return err
 	}
-	r.armOwn("ticket", r.boot.Ticket) // before it is sent: an answer may quote it
+	if r.boot.Ticket != "" { // before it is sent: an answer may quote it
+		r.armOwn("ticket", r.boot.Ticket)
+	}
 	relayFile := os.NewFile(sealed.RelayFD, "relay")
 	conn, err := net.FileConn(relayFile)
 	_ = relayFile.Close()

@@ -119,9 +119,6 @@ func (o *owner) launch(ctx context.Context) error {
 		_, _ = ours.boot.Write(boot) // fails if init ends first, which is seen elsewhere
 		_ = ours.boot.Close()
 	}()
-	if o.cfg.OnStart != nil {
-		o.cfg.OnStart()
-	}
 	return nil
 }
 
