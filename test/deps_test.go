@@ -43,6 +43,8 @@ var allowedImports = map[string][]string{
 	"internal/demo":                      {"internal/audit", "internal/devstack", "internal/redact", "internal/sealed", "internal/supervise", "internal/vaultclient", "opa-bundle", "rego"},
 	"internal/demo/agent":                {},
 	"internal/devstack":                  {"internal/sealed", "internal/vaultclient", "opa-bundle", "rego", "spire-attestor", "vault-plugin/policies"},
+	"internal/cascade":                   {"internal/sealed"},
+	"internal/install":                   {"internal/sealed", "internal/vaultclient", "vault-plugin/policies"},
 	"internal/devstack/authority":        {"internal/sealed", "spire-attestor"},
 
 	// components; they never import each other
@@ -57,7 +59,7 @@ var allowedImports = map[string][]string{
 	"spire-attestor/cmd/spire-attestor-sealed":     {"spire-attestor"},
 	"cmd/sealed-init": {"internal/sandboxinit"},
 	"cmd/sealed":      {},
-	"cmd/sealedctl": {"internal/agent", "internal/audit", "internal/demo", "internal/devstack", "internal/redact", "internal/relay", "internal/sandbox", "internal/sealed", "internal/supervise",
+	"cmd/sealedctl": {"internal/agent", "internal/audit", "internal/demo", "internal/devstack", "internal/install", "internal/redact", "internal/relay", "internal/sandbox", "internal/sealed", "internal/supervise",
 		"internal/vaultclient", "internal/workspace", "opa-bundle", "rego", "spire-attestor/registry", "vault-plugin/policies"},
 }
 
