@@ -29,7 +29,8 @@ type RunSummary struct {
 	CreatedAt time.Time          `json:"created_at"`
 }
 
-// A Run is all that the engine shows of one run: names, digests and states.
+// A Run is all that the engine shows of one run: names, digests and states, and
+// the redacted command and input.
 type Run struct {
 	ID             sealed.RunID                 `json:"id"`
 	State          string                       `json:"state"`
@@ -41,6 +42,11 @@ type Run struct {
 	History        []RunChange                  `json:"history"`
 	Grants         []RunGrant                   `json:"grants"`
 	Approvals      map[sealed.ApprovalID]string `json:"approvals"` // state by id
+	// Input is the command and input as init redacted them, checked against
+	// InputDigest. Nil before the agent has started, without an identity, and
+	// once it was erased.
+	Input       *sealed.RedactedInput `json:"redacted_input,omitempty"`
+	InputDigest sealed.Digest         `json:"redacted_input_digest,omitempty"`
 }
 
 // A RunChange is one line of a run's history.
@@ -129,7 +135,29 @@ func (e *Engine) Run(ctx context.Context, id sealed.RunID) (Run, error) {
 			return Run{}, err
 		}
 	}
-	return r, nil
+	return r, f.redactedInput(&r)
+}
+
+// redactedInput decodes the redacted command and input, if there is one, after
+// comparing its bytes with the digest.
+func (f fields) redactedInput(r *Run) error {
+	text, err := f.text("redacted_input")
+	if err != nil || text == "" {
+		return err
+	}
+	digest, err := f.text("redacted_input_digest")
+	if err != nil {
+		return err
+	}
+	if r.InputDigest = sealed.Digest(digest); sealed.DigestOf(sealed.DomainRedacted, []byte(text)) != r.InputDigest {
+		return fmt.Errorf("reading answer of %s: the redacted input does not have its digest: %w", f.path, sealed.ErrInvalid)
+	}
+	in, err := sealed.ParseRedactedInput(text)
+	if err != nil {
+		return fmt.Errorf("reading answer of %s: %w", f.path, err)
+	}
+	r.Input = &in
+	return nil
 }
 
 // manifest decodes the manifest after comparing its bytes with the digest.
