@@ -26,6 +26,7 @@ type app struct {
 
 	addr, caFile, mount, output, devDir, trustFile, libexec string
 	quiet                                                   bool
+	lost                                                    error // of the first write to stdout that failed
 }
 
 // A fileConfig is $XDG_CONFIG_HOME/sealed/config.yaml.

@@ -269,7 +269,7 @@ are read by others. login writes one to a file.
 				return a.print(out, nil)
 			}
 			for _, v := range vars {
-				_, _ = fmt.Fprintf(a.stdout, "export %s=%s\n", v[0], shellQuote(v[1]))
+				a.write("export " + v[0] + "=" + shellQuote(v[1]) + "\n")
 			}
 			return nil
 		},

@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"maps"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -61,7 +64,9 @@ func newRunsShowCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "show ID", Short: "Show a run: manifest, history, grants, approvals", Args: cobra.ExactArgs(1),
 		Long: `Show prints what was fixed when the run was enqueued, and what has happened since.
-The manifest was compared with its digest.
+The manifest was compared with its digest. Command and input are shown as
+sealed-init redacted them before the agent started, the input with its first 256
+bytes; -o json has what is kept.
 
   sealedctl runs show 01JD0Z5X7RS3X7Q4K5M6N7P8Q9`,
 		ValidArgsFunction: a.complete(runIDs("")),
@@ -95,6 +100,7 @@ func runTable(w io.Writer, r vaultclient.Run) {
 	row(w, "network", m.Sandbox.Network)
 	row(w, "manifest", r.ManifestDigest)
 	row(w, "identity", r.SPIFFEID)
+	inputRows(w, r.Input)
 	row(w)
 	row(w, "KEY", "DECISION", "RISK", "DELIVERY", "ORIGIN", "APPROVAL", "WHY")
 	for _, k := range m.Keys {
@@ -116,6 +122,34 @@ func runTable(w io.Writer, r vaultclient.Run) {
 	for _, h := range r.History {
 		row(w, stamp(h.At), h.State, h.By, h.Reason)
 	}
+}
+
+// inputRows shows command and input as init redacted them, quoted, because they
+// are whatever somebody typed. -o json has them whole.
+func inputRows(w io.Writer, in *sealed.RedactedInput) {
+	if in == nil {
+		return
+	}
+	var words []string
+	kept := len(in.Argv) - 1 // what stood between the arguments
+	for _, a := range in.Argv {
+		kept += len(a)
+		words = append(words, strconv.Quote(a))
+	}
+	row(w, "command", strings.Join(words, " ")+cut(kept, in.ArgvBytes))
+	if in.HasInput {
+		const line = 256
+		shown := in.Input[:min(len(in.Input), line)]
+		row(w, "input", strconv.Quote(strings.ToValidUTF8(shown, ""))+cut(len(shown), in.InputBytes))
+		row(w, "input digest", in.InputDigest, "of the redacted input")
+	}
+}
+
+func cut(shown, whole int) string {
+	if shown >= whole {
+		return ""
+	}
+	return fmt.Sprintf(" (%d of %d bytes)", shown, whole)
 }
 
 func newRunsStopCmd(a *app) *cobra.Command {

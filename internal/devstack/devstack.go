@@ -211,7 +211,7 @@ func Up(ctx context.Context, cfg Config) (*Stack, error) {
 	if err := l.make(); err != nil {
 		return nil, err
 	}
-	lock, err := lockFile(l.private("lock"))
+	lock, err := lockFile(ctx, l.private("lock"), func() { cfg.progress("waiting for another dev up or down of this stack", 0, 0) })
 	if err != nil {
 		return nil, err
 	}
@@ -229,7 +229,7 @@ func Up(ctx context.Context, cfg Config) (*Stack, error) {
 // Down stops the processes of the stack, the last started first, and keeps all
 // files: Up continues from them.
 func (s *Stack) Down(ctx context.Context) error {
-	lock, err := lockFile(s.l.private("lock"))
+	lock, err := lockFile(ctx, s.l.private("lock"), nil)
 	if err != nil {
 		return fmt.Errorf("stopping stack: %w", err)
 	}
