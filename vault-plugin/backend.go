@@ -106,7 +106,8 @@ type backend struct {
 	stops   revocationState
 	chores  housekeeping
 
-	mem runMemory // of runs: what a restart may forget (memory.go)
+	mem   runMemory // of runs: what a restart may forget (memory.go)
+	ended endedRuns // what lists show of runs that are over
 
 	mu   sync.Mutex // guards everything below; never held across storage of others or upstream I/O
 	live *grantIndex
@@ -156,13 +157,22 @@ func newBackend(deps Deps) (*backend, error) {
 	return b, nil
 }
 
+// Setup implements logical.Backend.
+func (b *backend) Setup(ctx context.Context, conf *logical.BackendConfig) error {
+	mine := *conf
+	if conf.System != nil {
+		mine.System = &steadyView{SystemView: conf.System, now: b.now}
+	}
+	return b.Backend.Setup(ctx, &mine)
+}
+
 func (b *backend) paths() []*framework.Path {
 	return framework.PathAppend(
+		b.pathCreds(), b.pathConfirm(), b.pathWatch(), // first: the framework tries one after the other
 		b.pathConfig(), b.pathTrustBundle(), b.pathPolicy(),
 		b.pathSources(), b.pathSecrets(), b.pathAgents(), b.pathProfiles(),
-		b.pathLog(), b.pathRevocations(),
-		b.pathRuns(), b.pathClaim(), b.pathCreds(), b.pathConfirm(), b.pathRequests(),
-		b.pathWatch(), b.pathEvents(), b.pathFinish(), b.pathApprovals(),
+		b.pathRollback(), b.pathLog(), b.pathRevocations(),
+		b.pathRuns(), b.pathClaim(), b.pathRequests(), b.pathEvents(), b.pathFinish(), b.pathApprovals(),
 	)
 }
 

@@ -69,6 +69,8 @@ type nounCaches struct {
 	sources  cache[openedSource]
 	bundles  cache[Bundle] // by digest
 	policy   cache[policyRow]
+	versions cache[secretMeta] // of the built-in store: which exist, no value
+	rollback cache[rollbackRow]
 }
 
 // dropNouns forgets what was read from storage. It does no I/O and waits for
@@ -84,6 +86,9 @@ func (b *backend) dropNouns(ctx context.Context) {
 	n.sources.drop()
 	n.bundles.drop()
 	n.policy.drop()
+	n.versions.drop()
+	n.rollback.drop()
 	b.journal.invalidate(ctx)
 	b.stops.invalidate()
+	b.ended.reset()
 }

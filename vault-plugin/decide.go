@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -169,8 +168,9 @@ func refuse(code, msg string) verdict { return verdict{Decision: sealed.Deny(cod
 
 // decideAgain decides a key of a claimed run. The pinned version of profile
 // and bundle and the current ones must both say yes, and obligations
-// intersect. Whatever is missing is a denial; only what can't be read is an error.
-func (b *backend) decideAgain(ctx context.Context, s logical.Storage, phase string, r runRow, name sealed.KeyName, reason string) (verdict, error) {
+// intersect. Whatever is missing is a denial; only what can't be read is an
+// error. look is the lookup of the run's requester, which goes on meanwhile.
+func (b *backend) decideAgain(ctx context.Context, s logical.Storage, phase string, r runRow, name sealed.KeyName, reason string, look *lookup) (verdict, error) {
 	mk, ok := r.key(name)
 	if !ok {
 		return refuse(sealed.ReasonNoSuchKey, "the run has no such key"), nil
@@ -200,13 +200,8 @@ func (b *backend) decideAgain(ctx context.Context, s logical.Storage, phase stri
 		return verdict{}, err
 	}
 	before, after := termsOf(pinned, name, spec), termsOf(current, name, currentSpec)
-	// Two calls back into Vault, beside the evaluation that does not need them.
-	var who sealed.Requester
-	var whoErr error
-	var looking sync.WaitGroup
-	looking.Go(func() { who, whoErr = b.requesterNow(ctx, s, r) })
 	d1, err := b.ask(ctx, s, pinnedBundle, phase, r, r.m.Requester, before, reason)
-	looking.Wait()
+	who, whoErr := b.requesterNow(ctx, s, r, look)
 	if whoErr != nil {
 		return missing(whoErr)
 	}
@@ -240,14 +235,60 @@ func sameQuestion(b1, b2 Bundle, p1, p2 sealed.Profile) bool {
 // requesterNow is who enqueued the run, with the groups of now. An entity
 // that is gone or disabled since is sealed.ErrDenied. Claims stay those of the
 // enqueue: a later login of the same alias overwrites them in Vault.
-func (b *backend) requesterNow(ctx context.Context, s logical.Storage, r runRow) (sealed.Requester, error) {
-	now, err := b.requester(ctx, &logical.Request{Storage: s, EntityID: r.m.Requester.EntityID})
+//
+// "Now" is at most lookupGood ago. That is for decisions about a run, which the
+// requester is not calling; whoever calls or votes is looked up anew each time.
+func (b *backend) requesterNow(ctx context.Context, s logical.Storage, r runRow, look *lookup) (sealed.Requester, error) {
+	if !look.good(b.now()) {
+		look = b.lookUp(ctx, s, r) // the run's lock was waited for
+	}
+	<-look.done
+	now, err := look.who, look.err
 	if err != nil {
 		return sealed.Requester{}, fmt.Errorf("looking up the requester: %w", err)
 	}
 	who := r.m.Requester
 	who.Groups = now.Groups
 	return who, nil
+}
+
+// lookupGood is how long Vault's answer about the requester of a run is taken
+// for that of now.
+const lookupGood = time.Second
+
+// A lookup asks who the requester of a run is, beside other work. Calls for
+// runs of the same requester share it while it is good.
+type lookup struct {
+	at   time.Time
+	done chan struct{} // closed when who and err are set
+	who  sealed.Requester
+	err  error
+}
+
+// good reports whether the lookup is young enough, and has not failed.
+func (l *lookup) good(now time.Time) bool {
+	select {
+	case <-l.done:
+		if l.err != nil {
+			return false
+		}
+	default:
+	}
+	age := now.Sub(l.at)
+	return age >= 0 && age < lookupGood
+}
+
+func (b *backend) lookUp(ctx context.Context, s logical.Storage, r runRow) *lookup {
+	id := r.m.Requester.EntityID
+	l, found := b.mem.look(id, b.now())
+	if !found {
+		ctx = context.WithoutCancel(ctx) // others may wait for it
+		go func() {
+			defer close(l.done)
+			l.who, l.err = b.requester(ctx, &logical.Request{Storage: s, EntityID: id})
+		}()
+	}
+	return l
 }
 
 // missing turns "not there" and "not allowed" into a denial.

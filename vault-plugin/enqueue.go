@@ -93,7 +93,7 @@ func (b *backend) newRun(ctx context.Context, s logical.Storage, who sealed.Requ
 	if err != nil {
 		return out, "", err
 	}
-	r.RequestDigest = digestHex(spec)
+	r.RequestDigest, r.Idempotency = digestHex(spec), key
 	if !known {
 		if err := put(ctx, s, key, row); err != nil {
 			return out, "", unavailable(err)

@@ -125,6 +125,18 @@ func (b *backend) saveGrant(ctx context.Context, s logical.Storage, g grantRow) 
 	return nil
 }
 
+// keepReturned makes a returned grant known. One of a static source is kept in
+// memory only: the source made nothing that would have to be found again, and
+// confirm stores it before its value may be used. If this process dies before
+// that, the row is an intent that nobody is minting, and ends as such; whoever
+// asks again does so under a new idempotency key.
+func (b *backend) keepReturned(ctx context.Context, s logical.Storage, g grantRow) error {
+	if g.Handle == "" && !g.Revocable && b.note(func(x *grantIndex) { x.setGrant(g) }) {
+		return nil
+	}
+	return b.saveGrant(ctx, s, g)
+}
+
 // deleteGrant removes the row of a grant that owes nothing.
 func (b *backend) deleteGrant(ctx context.Context, s logical.Storage, g grantRow) error {
 	if err := s.Delete(ctx, g.storageKey()); err != nil {

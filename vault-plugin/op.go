@@ -53,6 +53,9 @@ var fieldConversion = regexp.MustCompile(`^Field validation failed: error conver
 // for a field of the wrong type, which quotes the offending value: that value
 // may be a credential, and errors are not hashed in Vault's audit file (F17).
 func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
+	if err := b.refuseRolledBack(ctx, req); err != nil {
+		return nil, b.edge(err)
+	}
 	resp, err := b.Backend.HandleRequest(ctx, req)
 	if resp == nil || !resp.IsError() {
 		return resp, err

@@ -27,6 +27,7 @@ func (b *backend) pathConfig() []*framework.Path {
 			"stop_after":        {Type: framework.TypeString, Description: "Out of contact for this long, a run stops (default 60s)."},
 			"silent_after":      {Type: framework.TypeString, Description: "A run silent for this long is closed by the engine (default 15s)."},
 			"unconfirmed_after": {Type: framework.TypeString, Description: "A grant not confirmed for this long is revoked (default 10s)."},
+			"keep_runs":         {Type: framework.TypeString, Description: "What lists and runs/<id> show of an ended run is deleted after this time (default 2160h, 90 days). Log and record stay."},
 		},
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.ReadOperation:   b.op("Read the configuration and the public keys.", b.configRead),
@@ -54,6 +55,7 @@ func (b *backend) configRead(ctx context.Context, req *logical.Request, _ *frame
 		"agent_accessor": cfg.AgentAccessor, "claims_accessor": cfg.ClaimsAccessor, "person_claim": cfg.PersonClaim,
 		"freeze_after": cfg.FreezeAfter.Std().String(), "stop_after": cfg.StopAfter.Std().String(),
 		"silent_after": cfg.SilentAfter.Std().String(), "unconfirmed_after": cfg.UnconfirmedAfter.Std().String(),
+		"keep_runs": cfg.keepFor().String(),
 		"answer_key": keys.answerPublic, "log_key": keys.logVerifier,
 	}, nil
 }
@@ -116,6 +118,7 @@ func applyConfig(cfg *engineConfig, d *framework.FieldData) error {
 	}
 	for field, to := range map[string]*sealed.Duration{
 		"freeze_after": &cfg.FreezeAfter, "stop_after": &cfg.StopAfter, "silent_after": &cfg.SilentAfter, "unconfirmed_after": &cfg.UnconfirmedAfter,
+		"keep_runs": &cfg.KeepRuns,
 	} {
 		if v, ok := d.GetOk(field); ok {
 			if err := to.UnmarshalText([]byte(v.(string))); err != nil {

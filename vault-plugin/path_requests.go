@@ -76,7 +76,7 @@ func (b *backend) throttle(ctx context.Context, s logical.Storage, r runRow) err
 // considerKey decides and, if people have to say yes, makes sure that they are
 // asked. The reason of a repeated request does not change what they see.
 func (b *backend) considerKey(ctx context.Context, s logical.Storage, r runRow, mr sealed.MoreRequest) (sealed.MoreAnswer, error) {
-	v, err := b.decideAgain(ctx, s, phaseRequest, r, mr.Key, mr.Reason)
+	v, err := b.decideAgain(ctx, s, phaseRequest, r, mr.Key, mr.Reason, b.lookUp(ctx, s, r))
 	if err != nil {
 		return sealed.MoreAnswer{}, err
 	}

@@ -29,6 +29,7 @@ type runRow struct {
 	Manifest       string         `json:"manifest"` // the exact bytes of ManifestDigest
 	ManifestDigest sealed.Digest  `json:"manifest_digest"`
 	RequestDigest  string         `json:"request_digest"` // of the enqueue request: an idempotency key is for one request
+	Idempotency    string         `json:"idempotency,omitempty"` // storage key of the idempotency row
 	State          string         `json:"state"`
 	History        []stateChange  `json:"history"`
 	Ticket         sealed.Digest  `json:"ticket,omitempty"` // empty: used up

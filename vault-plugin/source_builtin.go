@@ -30,7 +30,7 @@ func (s builtinSource) Mint(ctx context.Context, ref sealed.KeyRef, _ string) (M
 	if err := checkBuiltinRef(ref); err != nil {
 		return Minted{}, err
 	}
-	meta, err := loadSecretMeta(ctx, s.storage, ref.Path)
+	meta, err := s.b.nouns.versions.get(ref.Path, func() (secretMeta, error) { return loadSecretMeta(ctx, s.storage, ref.Path) })
 	if err != nil {
 		return Minted{}, err
 	}

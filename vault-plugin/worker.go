@@ -75,6 +75,18 @@ func (w *worker) stop() {
 	}
 }
 
+// soon runs f apart from the call that wants it. stop waits for it, if the
+// worker was running.
+func (w *worker) soon(f func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.cancel == nil {
+		go f()
+		return
+	}
+	w.running.Go(f)
+}
+
 // wake makes the worker pay now. It never blocks.
 func (w *worker) wake() {
 	select {
