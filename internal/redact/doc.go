@@ -24,6 +24,8 @@
 // Memory is bounded whatever the input: a stream holds at most the longest needle, plus 64 KiB of bytes between the characters of a folded match. An
 // automaton needs about 10 bytes for each byte of needle, roughly 20 KiB for a value of 40 bytes.
 //
+// What is held back by an ordinary Writer depends on what the stream holds. For streams that the adversary reads there is [NewSteadyWriter].
+//
 // # What it does not guarantee
 //
 // Redaction is a second wall, not a boundary against a process that holds the value and means to smuggle it. Not found:

@@ -40,6 +40,7 @@ type stream struct {
 	out    []byte
 	counts map[Count]int // N is 0 in the keys
 	mute   bool          // count only
+	steady bool          // hold back by position alone; see NewSteadyWriter
 }
 
 // mask is the union of overlapping matches.
@@ -67,8 +68,18 @@ func (s *stream) feed(p []byte) error {
 	s.buf = append(s.buf, p...)
 	s.exact.read(s.buf, old, s.base+int64(old), s.found)
 	s.folded.read(s.buf, s.base, false, s.found)
+	if s.steady {
+		s.release(max(s.end()-s.needs.lag(), s.done))
+		return nil
+	}
 	s.release(s.limit(true))
 	return nil
+}
+
+// lag is how many bytes a steady stream holds back: one less than the longest exact needle, and than the longest folded one with three bytes for each
+// character. That is enough for every byte of a value spelled as \u00NN, because the longest folded needle is the hex form, two characters for each byte.
+func (n *needles) lag() int64 {
+	return int64(max(n.exact.deepest, 3*n.folded.deepest, 1) - 1)
 }
 
 // arm takes up a new generation of the set and looks for its needles in what is held. Matches that were found stay.
@@ -93,11 +104,26 @@ func (s *stream) flush() error {
 	if err := s.arm(); err != nil {
 		return err
 	}
+	if s.steady {
+		return nil
+	}
 	s.release(s.limit(false))
 	if len(s.masks) > 0 && s.masks[0].start < s.done {
 		s.release(s.masks[0].end)
 	}
 	s.folded.floor = max(s.folded.floor, s.done)
+	return nil
+}
+
+// endRecord lets go of everything. The lanes go on: of a match that ends later, what is left is masked.
+func (s *stream) endRecord() error {
+	if !s.steady {
+		return s.flush()
+	}
+	if err := s.arm(); err != nil {
+		return err
+	}
+	s.release(s.end())
 	return nil
 }
 
@@ -107,6 +133,16 @@ func (s *stream) close() error {
 		return err
 	}
 	s.folded.read(s.buf, s.base, true, s.found)
+	if !s.steady {
+		s.maskPartial()
+	}
+	s.release(s.end())
+	clear(s.buf[:cap(s.buf)])
+	clear(s.folded.text[:cap(s.folded.text)])
+	return nil
+}
+
+func (s *stream) maskPartial() {
 	if p, n := s.exact.a.partial(s.exact.s); p != nil {
 		s.found(s.end()-int64(n), s.end(), n, partialOf(p))
 	}
@@ -115,10 +151,6 @@ func (s *stream) close() error {
 		i := len(s.folded.text)
 		s.found(max(s.folded.start(i, n), s.folded.floor), s.folded.end(i), n, partialOf(p))
 	}
-	s.release(s.end())
-	clear(s.buf[:cap(s.buf)])
-	clear(s.folded.text[:cap(s.folded.text)])
-	return nil
 }
 
 func partialOf(p *pattern) *pattern { return &pattern{key: p.key, form: formPartial, folded: p.folded} }

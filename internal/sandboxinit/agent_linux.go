@@ -85,7 +85,10 @@ func start(exe *executable, boot sealed.Boot, env []string, out, errOut *stream)
 }
 
 // openStreams returns the agent's descriptors 0, 1, 2, and starts the pumps
-// that read their other ends.
+// that read their other ends. Output and error of a terminal, and of a run whose
+// output is shown in one place, are one stream with one redactor: pieces of a
+// value that alternate between the two meet there in the order in which they
+// are read (A11).
 func (a *agent) openStreams(boot sealed.Boot) (files, closeAfter []*os.File, err error) {
 	if boot.Interactive {
 		master, slave, err := pty.Open()
@@ -110,6 +113,10 @@ func (a *agent) openStreams(boot sealed.Boot) (files, closeAfter []*os.File, err
 		return nil, closeAfter, err
 	}
 	closeAfter = append(closeAfter, outW)
+	if boot.OneOutput {
+		a.pump(outR, a.stdout)
+		return []*os.File{inR, outW, outW}, closeAfter, nil
+	}
 	errR, errW, err := os.Pipe()
 	if err != nil {
 		return nil, closeAfter, err
