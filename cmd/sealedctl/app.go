@@ -113,18 +113,6 @@ func (a *app) stateDir() string {
 	return filepath.Join(base, "sealed")
 }
 
-// cacheDir is where built servers are kept.
-func (a *app) cacheDir() string {
-	if c := a.getenv("SEALED_CACHE"); c != "" {
-		return c
-	}
-	base := a.getenv("XDG_CACHE_HOME")
-	if base == "" {
-		base = filepath.Join(a.getenv("HOME"), ".cache")
-	}
-	return filepath.Join(base, "sealed")
-}
-
 // token returns the operator's own token: VAULT_TOKEN, or else ~/.vault-token.
 // A token is never a flag: flags are seen by every process.
 func (a *app) token() (string, error) {

@@ -33,7 +33,7 @@ func (a *app) stackConfig() (devstack.Config, error) {
 	if err != nil {
 		return devstack.Config{}, fmt.Errorf("finding the directory of the stack: %w", err)
 	}
-	return devstack.Config{Dir: dir, CacheDir: a.cacheDir(), Progress: a.progress()}, nil
+	return devstack.Config{Dir: dir, CacheDir: devstack.CacheDir(a.getenv), Progress: a.progress()}, nil
 }
 
 func (a *app) stack() (*devstack.Stack, error) {

@@ -88,11 +88,7 @@ func cachedVault() error {
 	if err != nil {
 		return err
 	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return err
-	}
-	if _, err = os.Stat(filepath.Join(cache, "sealed", "bin", name)); err == nil {
+	if _, err = os.Stat(filepath.Join(devstack.CacheDir(os.Getenv), "bin", name)); err == nil {
 		return nil
 	}
 	if _, onPath := exec.LookPath("vault"); onPath == nil {

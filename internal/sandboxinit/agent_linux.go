@@ -8,6 +8,7 @@ import (
 	"hash"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -47,6 +48,14 @@ func newStream(name string, dst io.Writer, set *redact.Set) *stream {
 
 func (s *stream) digest() string { return hex.EncodeToString(s.sum.Sum(nil)) }
 
+// aboveForkExec duplicates the measured executable to a number that ForkExec
+// leaves alone: between fork and exec it moves its status pipe and low
+// descriptors to the numbers right above those that it hands over, and would
+// put something else where the path points.
+func aboveForkExec(exe uintptr, handed []uintptr) (int, error) {
+	return unix.FcntlInt(exe, unix.F_DUPFD_CLOEXEC, int(slices.Max(handed))+16)
+}
+
 // start executes the measured descriptor. Redaction is armed by the caller
 // before; env is the agent's whole environment.
 func start(exe *executable, boot sealed.Boot, env []string, out, errOut *stream) (*agent, error) {
@@ -66,10 +75,17 @@ func start(exe *executable, boot sealed.Boot, env []string, out, errOut *stream)
 	}
 	// Both ways execute the measured file and not a path. A script's
 	// interpreter opens it again, so there it stays open as descriptor 3.
-	path := "/proc/self/fd/" + strconv.Itoa(int(exe.file.Fd()))
+	var path string
 	if exe.script {
 		fds = append(fds, exe.file.Fd())
 		path = "/proc/self/fd/3"
+	} else {
+		high, err := aboveForkExec(exe.file.Fd(), fds)
+		if err != nil {
+			return nil, fmt.Errorf("executing %q: %w", boot.Argv[0], err)
+		}
+		defer func() { _ = unix.Close(high) }()
+		path = "/proc/self/fd/" + strconv.Itoa(high)
 	}
 	attr := &syscall.ProcAttr{
 		Dir: boot.Dir, Env: env, Files: fds,

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"sealed.dev/sealed/internal/redact"
 	"sealed.dev/sealed/internal/relay"
 	"sealed.dev/sealed/internal/sandboxinit/proxy"
@@ -161,6 +163,11 @@ func (r *runner) prepare(ctx context.Context) error {
 
 // openRelay takes over the inherited relay and opens its control stream.
 func (r *runner) openRelay(ctx context.Context) error {
+	// Without a launcher the number may be that of the runtime's own poller.
+	var st unix.Stat_t
+	if err := unix.Fstat(sealed.RelayFD, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		return fmt.Errorf("opening relay: no socket was inherited: %w", sealed.ErrUnavailable)
+	}
 	file := os.NewFile(sealed.RelayFD, "relay")
 	if file == nil {
 		return fmt.Errorf("opening relay: %w", sealed.ErrUnavailable)

@@ -186,7 +186,7 @@ func (o Options) needs(t testing.TB) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !exists(filepath.Join(cacheDir(), "bin", name)) {
+		if !exists(filepath.Join(devstack.CacheDir(os.Getenv), "bin", name)) {
 			what, _, _ := strings.Cut(s.Name, "-")
 			require.Missing(t, what, name+" is not built (sealedctl dev build --servers)")
 		}
@@ -196,17 +196,6 @@ func (o Options) needs(t testing.TB) {
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
-}
-
-// cacheDir is where sealedctl keeps the servers, too.
-func cacheDir() string {
-	if c := os.Getenv("SEALED_CACHE"); c != "" {
-		return c
-	}
-	if c := os.Getenv("XDG_CACHE_HOME"); c != "" {
-		return filepath.Join(c, "sealed")
-	}
-	return filepath.Join(os.Getenv("HOME"), ".cache", "sealed")
 }
 
 // findModule returns the directory of go.mod, here or above.
@@ -265,7 +254,7 @@ func (s *Stack) fill(o Options) error {
 		built <- build(ctx, s.Module, s.Sealedctl, "./cmd/sealedctl")
 	}()
 	stack, err := devstack.Up(ctx, devstack.Config{
-		Dir: filepath.Join(s.Base, "s"), Identity: o.Identity, CacheDir: cacheDir(), Module: s.Module, Programs: o.Programs, Launchers: o.Launchers,
+		Dir: filepath.Join(s.Base, "s"), Identity: o.Identity, CacheDir: devstack.CacheDir(os.Getenv), Module: s.Module, Programs: o.Programs, Launchers: o.Launchers,
 		Relay: s.Upstream.relay(), UpstreamRoots: s.Upstream.CA, Self: []string{os.Args[0], "authority"}, DieWithParent: true,
 	})
 	s.Stack = stack

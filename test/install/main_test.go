@@ -105,9 +105,7 @@ func vaultBinary(t *testing.T) string {
 	}
 	name, err := devstack.Servers(devstack.IdentityEmbedded)[0].CacheName("../..")
 	harness.Must(t, err)
-	cache, err := os.UserCacheDir()
-	harness.Must(t, err)
-	path := filepath.Join(cache, "sealed", "bin", name)
+	path := filepath.Join(devstack.CacheDir(os.Getenv), "bin", name)
 	if _, err := os.Stat(path); err == nil {
 		return path
 	}
