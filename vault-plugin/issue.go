@@ -142,9 +142,10 @@ func (b *backend) settleGrant(ctx context.Context, s logical.Storage, g grantRow
 	}
 	if m.TTL > 0 {
 		g.TTL = min(g.TTL, sealed.Duration(m.TTL))
-		if ends := now.Add(m.TTL); ends.Before(g.Ends) {
+		if ends := now.Add(max(m.TTL, m.Max)); ends.Before(g.Ends) {
 			g.Ends = ends
 		}
+		g.Renewable = m.Max > 0
 	}
 	g.State, g.Attempt, g.Epoch, g.ChangedAt = grantReturned, 1, epoch, now
 	return g, b.saveGrant(ctx, s, g)
