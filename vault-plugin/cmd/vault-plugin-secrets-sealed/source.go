@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"time"
 
 	"sealed.dev/sealed/internal/sealed"
 	"sealed.dev/sealed/internal/secret"
@@ -17,7 +18,9 @@ type minter interface {
 	Prepare(ctx context.Context, ref sealed.KeyRef) (string, error)
 	Mint(ctx context.Context, ref sealed.KeyRef, handle string) (source.Minted, error)
 	Revoke(ctx context.Context, handle string) error
+	Renew(ctx context.Context, handle string) (time.Duration, error)
 	Check(ctx context.Context) error
+	Keep(ctx context.Context) error
 	Revocable() bool
 }
 
@@ -26,7 +29,7 @@ type adapter struct{ minter }
 
 func (a adapter) Mint(ctx context.Context, ref sealed.KeyRef, handle string) (vaultplugin.Minted, error) {
 	m, err := a.minter.Mint(ctx, ref, handle)
-	return vaultplugin.Minted{Value: m.Value, Handle: m.Handle, TTL: m.TTL}, err
+	return vaultplugin.Minted{Value: m.Value, Handle: m.Handle, TTL: m.TTL, Max: m.Max}, err
 }
 
 // openSource makes a source of the configured type and owns credential: where
@@ -36,7 +39,7 @@ func openSource(cfg sealed.SourceConfig, credential *secret.Value) (vaultplugin.
 	var err error
 	switch cfg.Type {
 	case sealed.SourceVaultKV:
-		m, err = vaultkv.Open(cfg, credential)
+		m, err = vaultkv.Open(cfg, credential, nil)
 	case sealed.SourceVaultDynamic:
 		m, err = vaultdynamic.Open(cfg, credential, nil)
 	default:
