@@ -7,6 +7,8 @@ import (
 	"sealed.dev/sealed/internal/sealed"
 	"sealed.dev/sealed/internal/secret"
 	"sealed.dev/sealed/internal/source"
+	"sealed.dev/sealed/internal/source/bitwarden"
+	"sealed.dev/sealed/internal/source/onepassword"
 	"sealed.dev/sealed/internal/source/vaultdynamic"
 	"sealed.dev/sealed/internal/source/vaultkv"
 	vaultplugin "sealed.dev/sealed/vault-plugin"
@@ -42,6 +44,10 @@ func openSource(cfg sealed.SourceConfig, credential *secret.Value) (vaultplugin.
 		m, err = vaultkv.Open(cfg, credential, nil)
 	case sealed.SourceVaultDynamic:
 		m, err = vaultdynamic.Open(cfg, credential, nil)
+	case sealed.SourceOnePassword:
+		m, err = onepassword.Open(cfg, credential)
+	case sealed.SourceBitwarden:
+		m, err = bitwarden.Open(cfg, credential, nil)
 	default:
 		err = &sealed.FieldError{Field: "type", Reason: "this plug-in has no such source"}
 	}
