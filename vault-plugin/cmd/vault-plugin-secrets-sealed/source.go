@@ -2,12 +2,16 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"os"
+	"path/filepath"
 	"time"
 
 	"sealed.dev/sealed/internal/sealed"
 	"sealed.dev/sealed/internal/secret"
 	"sealed.dev/sealed/internal/source"
 	"sealed.dev/sealed/internal/source/bitwarden"
+	"sealed.dev/sealed/internal/source/helper"
 	"sealed.dev/sealed/internal/source/onepassword"
 	"sealed.dev/sealed/internal/source/vaultdynamic"
 	"sealed.dev/sealed/internal/source/vaultkv"
@@ -56,4 +60,27 @@ func openSource(cfg sealed.SourceConfig, credential *secret.Value) (vaultplugin.
 		return nil, err
 	}
 	return adapter{m}, nil
+}
+
+// programs are the helpers, by type of source. They lie beside this program,
+// where only who may register plug-ins can put them.
+var programs = map[string]string{
+	sealed.SourceAWS:  "sealed-source-aws",
+	sealed.SourceSOPS: "sealed-source-sops",
+}
+
+// openHelped makes a source that lives in a helper process, and owns
+// credential: where it fails the credential is wiped.
+func openHelped(cfg sealed.SourceConfig, pin sealed.SourceHelper, credential *secret.Value) (vaultplugin.Source, error) {
+	exe, err := os.Executable()
+	if err != nil || programs[cfg.Type] == "" {
+		credential.Destroy()
+		return nil, fmt.Errorf("finding the helper of the source: %w", sealed.ErrUnavailable)
+	}
+	h, err := helper.Open(cfg, pin, filepath.Join(filepath.Dir(exe), programs[cfg.Type]), credential)
+	if err != nil {
+		credential.Destroy()
+		return nil, err
+	}
+	return adapter{h}, nil
 }
