@@ -28,36 +28,36 @@ type behavior struct {
 // that is busy.
 const slowest = 9 * time.Second
 
-func hostile() []behavior {
+func hostile(typ string) []behavior {
 	out := []behavior{
-		{name: "malformed JSON", serve: answer(http.StatusOK, "application/json", `{"data":{"`+Canary)},
-		{name: "wrong type", serve: answer(http.StatusOK, "application/json", `"`+Canary+`"`)},
-		{name: "number", serve: answer(http.StatusOK, "application/json", `7`)},
-		{name: "null", serve: answer(http.StatusOK, "application/json", `null`)},
-		{name: "empty object", serve: answer(http.StatusOK, "application/json", `{}`)},
-		{name: "empty list", serve: answer(http.StatusOK, "application/json", `[]`)},
-		{name: "nothing", serve: answer(http.StatusOK, "application/json", "")},
+		{name: "malformed JSON", serve: answer(http.StatusOK, typ, `{"data":{"`+Canary)},
+		{name: "wrong type", serve: answer(http.StatusOK, typ, `"`+Canary+`"`)},
+		{name: "number", serve: answer(http.StatusOK, typ, `7`)},
+		{name: "null", serve: answer(http.StatusOK, typ, `null`)},
+		{name: "empty object", serve: answer(http.StatusOK, typ, `{}`)},
+		{name: "empty list", serve: answer(http.StatusOK, typ, `[]`)},
+		{name: "nothing", serve: answer(http.StatusOK, typ, "")},
 		{name: "no content", serve: answer(http.StatusNoContent, "", "")},
-		{name: "deep JSON", serve: answer(http.StatusOK, "application/json", strings.Repeat(`[`, 200_000))},
-		{name: "10 MiB", serve: answer(http.StatusOK, "application/json", `{"pad":"`+strings.Repeat(Canary, 10<<20/len(Canary))+`"}`)},
+		{name: "deep JSON", serve: answer(http.StatusOK, typ, strings.Repeat(`[`, 200_000))},
+		{name: "10 MiB", serve: answer(http.StatusOK, typ, `{"pad":"`+strings.Repeat(Canary, 10<<20/len(Canary))+`"}`)},
 		{name: "wrong content type", serve: func(w http.ResponseWriter, _ *http.Request, good *httptest.ResponseRecorder, _ string) {
 			w.Header().Set("Content-Type", "text/html")
 			_, _ = w.Write(good.Body.Bytes())
 		}},
-		{name: "truncated", serve: truncated},
-		{name: "gzip bomb", serve: bomb()},
+		{name: "truncated", serve: truncated(typ)},
+		{name: "gzip bomb", serve: bomb(typ)},
 		{name: "huge header", serve: func(w http.ResponseWriter, _ *http.Request, good *httptest.ResponseRecorder, _ string) {
-			w.Header().Set("Content-Type", "application/json")
+			w.Header().Set("Content-Type", typ)
 			w.Header().Set("X-Pad", strings.Repeat(Canary, 1<<20/len(Canary)))
 			_, _ = w.Write(good.Body.Bytes())
 		}},
 		{name: "not HTTP", serve: raw(Canary + "\r\n\r\n")},
 		{name: "broken header", serve: raw("HTTP/1.1 200 OK\r\n" + Canary + "\r\n\r\n")},
-		{name: "broken chunk", serve: raw("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n" + Canary + "\r\n")},
+		{name: "broken chunk", serve: raw("HTTP/1.1 200 OK\r\nContent-Type: " + typ + "\r\nTransfer-Encoding: chunked\r\n\r\n" + Canary + "\r\n")},
 		{name: "slow header", serve: func(_ http.ResponseWriter, r *http.Request, _ *httptest.ResponseRecorder, _ string) {
 			<-r.Context().Done()
 		}},
-		{name: "slow body", serve: trickle},
+		{name: "slow body", serve: trickle(typ)},
 	}
 	for _, code := range []int{http.StatusMovedPermanently, http.StatusFound, http.StatusTemporaryRedirect, http.StatusPermanentRedirect} {
 		out = append(out, behavior{name: fmt.Sprintf("redirect %d", code), serve: func(w http.ResponseWriter, _ *http.Request, _ *httptest.ResponseRecorder, trap string) {
@@ -68,7 +68,7 @@ func hostile() []behavior {
 	for _, code := range []int{400, 401, 403, 404, 405, 429, 500, 503} {
 		// Vault's own sign for "write instead" is no error by itself.
 		out = append(out, behavior{name: fmt.Sprintf("status %d", code), harmless: code == 405, serve: func(w http.ResponseWriter, _ *http.Request, _ *httptest.ResponseRecorder, _ string) {
-			w.Header().Set("Content-Type", "application/json")
+			w.Header().Set("Content-Type", typ)
 			w.Header().Set("Retry-After", "0")
 			w.WriteHeader(code)
 			_, _ = io.WriteString(w, `{"errors":["`+Canary+`"],"message":"`+Canary+`","__type":"`+Canary+`"}`)
@@ -96,19 +96,21 @@ func raw(text string) func(http.ResponseWriter, *http.Request, *httptest.Respons
 }
 
 // truncated announces the whole answer and sends half of it.
-func truncated(w http.ResponseWriter, r *http.Request, good *httptest.ResponseRecorder, trap string) {
-	body := good.Body.String()
-	raw(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body[:len(body)/2]))(w, r, good, trap)
+func truncated(typ string) func(http.ResponseWriter, *http.Request, *httptest.ResponseRecorder, string) {
+	return func(w http.ResponseWriter, r *http.Request, good *httptest.ResponseRecorder, trap string) {
+		body := good.Body.String()
+		raw(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s", typ, len(body), body[:len(body)/2]))(w, r, good, trap)
+	}
 }
 
 // bomb is 16 MiB in a few KiB, for a client that did not ask for compression.
-func bomb() func(http.ResponseWriter, *http.Request, *httptest.ResponseRecorder, string) {
+func bomb(typ string) func(http.ResponseWriter, *http.Request, *httptest.ResponseRecorder, string) {
 	var packed bytes.Buffer
 	z := gzip.NewWriter(&packed)
 	_, _ = z.Write(make([]byte, 16<<20))
 	_ = z.Close()
 	return func(w http.ResponseWriter, _ *http.Request, _ *httptest.ResponseRecorder, _ string) {
-		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Content-Type", typ)
 		w.Header().Set("Content-Encoding", "gzip")
 		_, _ = w.Write(packed.Bytes())
 	}
@@ -125,22 +127,24 @@ func silent(_ http.ResponseWriter, r *http.Request, _ *httptest.ResponseRecorder
 }
 
 // trickle sends a byte now and then, for longer than anybody may wait.
-func trickle(w http.ResponseWriter, r *http.Request, good *httptest.ResponseRecorder, _ string) {
-	w.Header().Set("Content-Type", "application/json")
-	tick := time.NewTicker(250 * time.Millisecond)
-	defer tick.Stop()
-	for i, b := range good.Body.Bytes() {
-		_, _ = w.Write([]byte{b})
-		if f, ok := w.(http.Flusher); ok {
-			f.Flush()
-		}
-		if i > 4*60 {
-			return
-		}
-		select {
-		case <-r.Context().Done():
-			return
-		case <-tick.C:
+func trickle(typ string) func(http.ResponseWriter, *http.Request, *httptest.ResponseRecorder, string) {
+	return func(w http.ResponseWriter, r *http.Request, good *httptest.ResponseRecorder, _ string) {
+		w.Header().Set("Content-Type", typ)
+		tick := time.NewTicker(250 * time.Millisecond)
+		defer tick.Stop()
+		for i, b := range good.Body.Bytes() {
+			_, _ = w.Write([]byte{b})
+			if f, ok := w.(http.Flusher); ok {
+				f.Flush()
+			}
+			if i > 4*60 {
+				return
+			}
+			select {
+			case <-r.Context().Done():
+				return
+			case <-tick.C:
+			}
 		}
 	}
 }

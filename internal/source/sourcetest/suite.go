@@ -46,6 +46,9 @@ type Case struct {
 	Want string
 	// BadRefs are refused before any call, with sealed.ErrInvalid.
 	BadRefs []sealed.KeyRef
+	// Type is the content type of the upstream's answers. Empty:
+	// application/json.
+	Type string
 	// Retries is set for one whose reads net/http may send again.
 	Retries bool
 }
@@ -71,7 +74,11 @@ func (c Case) Violations(t testing.TB) []string {
 	var mu sync.Mutex
 	var all sync.WaitGroup
 	slots := make(chan struct{}, 24)
-	for _, h := range hostile() {
+	typ := c.Type
+	if typ == "" {
+		typ = "application/json"
+	}
+	for _, h := range hostile(typ) {
 		for step := range steps {
 			slots <- struct{}{}
 			all.Go(func() {
