@@ -66,6 +66,7 @@ var allowedImports = map[string][]string{
 
 // Some modules are confined to one place each.
 var confined = map[string][]string{
+	"github.com/hashicorp/go-plugin":     {"internal/source/helper"},
 	"github.com/hashicorp/vault/sdk":     {"vault-plugin"},
 	"github.com/hashicorp/vault/api":     {"internal/vaultclient", "vault-plugin/cmd"},
 	"github.com/open-policy-agent/opa":   {"opa-bundle"},
@@ -168,6 +169,18 @@ func TestConfinedModules(t *testing.T) {
 				if (i == mod || strings.HasPrefix(i, mod+"/")) && !slices.ContainsFunc(homes, func(h string) bool { return name == h || strings.HasPrefix(name, h+"/") }) {
 					t.Errorf("%s imports %s, which is confined to %s", name, i, strings.Join(homes, ", "))
 				}
+			}
+		}
+	}
+}
+
+// TestPluginDependencies: what is heavy lives in helper processes, and the
+// engine links none of it.
+func TestPluginDependencies(t *testing.T) {
+	for _, p := range list(t, "-deps", "./vault-plugin/cmd/vault-plugin-secrets-sealed") {
+		for _, heavy := range []string{"github.com/aws/", "github.com/getsops/", "filippo.io/age", "github.com/ProtonMail/", "github.com/Azure/", "github.com/1Password/", module + "/internal/source/sourcetest"} {
+			if strings.HasPrefix(p.ImportPath, heavy) {
+				t.Errorf("the plug-in links %s", p.ImportPath)
 			}
 		}
 	}

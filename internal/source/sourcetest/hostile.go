@@ -54,9 +54,7 @@ func hostile(typ string) []behavior {
 		{name: "not HTTP", serve: raw(Canary + "\r\n\r\n")},
 		{name: "broken header", serve: raw("HTTP/1.1 200 OK\r\n" + Canary + "\r\n\r\n")},
 		{name: "broken chunk", serve: raw("HTTP/1.1 200 OK\r\nContent-Type: " + typ + "\r\nTransfer-Encoding: chunked\r\n\r\n" + Canary + "\r\n")},
-		{name: "slow header", serve: func(_ http.ResponseWriter, r *http.Request, _ *httptest.ResponseRecorder, _ string) {
-			<-r.Context().Done()
-		}},
+		{name: "slow header", serve: silent},
 		{name: "slow body", serve: trickle(typ)},
 	}
 	for _, code := range []int{http.StatusMovedPermanently, http.StatusFound, http.StatusTemporaryRedirect, http.StatusPermanentRedirect} {
