@@ -54,6 +54,7 @@ type Minted struct {
 	Value  *secret.Value
 	Handle string
 	TTL    time.Duration // 0: the source sets no limit
+	Max    time.Duration // what renewing can reach, since the mint; 0: it can't be renewed
 }
 
 // A Source yields values. Implementations bound every upstream call to 3 s
@@ -73,6 +74,18 @@ type Source interface {
 	Revocable() bool
 }
 
+// A Renewer is a Source whose credentials may be renewed: Minted.Max says
+// which. Renew returns how long the credential lasts from now on.
+type Renewer interface {
+	Renew(ctx context.Context, handle string) (time.Duration, error)
+}
+
+// A Keeper is a Source with a login that has to be renewed. Keep is called
+// about every 20 s and makes a call when one is due.
+type Keeper interface {
+	Keep(ctx context.Context) error
+}
+
 // Deps are what the engine needs from its main. The zero Clock and Rand mean
 // the real ones.
 type Deps struct {
@@ -81,6 +94,9 @@ type Deps struct {
 	// OpenSource makes a source of a type other than builtin. credential is
 	// the source's own login and is owned by the callee.
 	OpenSource func(cfg sealed.SourceConfig, credential *secret.Value) (Source, error)
+	// OpenHelped does the same for a type that lives in a helper process. nil:
+	// there are no helpers.
+	OpenHelped func(cfg sealed.SourceConfig, helper sealed.SourceHelper, credential *secret.Value) (Source, error)
 	Clock      func() time.Time
 	Rand       io.Reader
 }

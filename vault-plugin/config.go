@@ -22,6 +22,11 @@ type engineConfig struct {
 	// entity metadata, that names the human. Empty: the entity is the person.
 	PersonClaim string `json:"person_claim"`
 
+	// SourceHelpers pins the helper programs: type of source to SHA-256, hex.
+	SourceHelpers map[string]string `json:"source_helpers,omitempty"`
+	// SOPSRoot is the only directory that SOPS files are read from.
+	SOPSRoot string `json:"sops_root,omitempty"`
+
 	FreezeAfter      sealed.Duration `json:"freeze_after"`      // out of contact: the proxy freezes
 	StopAfter        sealed.Duration `json:"stop_after"`        // out of contact: the run stops
 	SilentAfter      sealed.Duration `json:"silent_after"`      // no word from init: the engine closes the run
@@ -81,6 +86,9 @@ func (c *engineConfig) validate() error {
 	}
 	if c.AgentAccessor == "" {
 		return invalid("agent_accessor", "wants the accessor of the auth mount that agents log in by")
+	}
+	if err := c.validateHelpers(); err != nil {
+		return err
 	}
 	return c.validateLimits()
 }

@@ -42,7 +42,8 @@ type grantRow struct {
 	Profile     sealed.ProfileName `json:"profile"`
 	Source      sealed.Name        `json:"source"`
 	Ref         sealed.KeyRef      `json:"ref"`
-	Revocable   bool               `json:"revocable"` // the source can un-issue it
+	Revocable   bool               `json:"revocable"`           // the source can un-issue it
+	Renewable   bool               `json:"renewable,omitempty"` // the source has to renew it too
 	Delivery    sealed.Delivery    `json:"delivery"`
 	Bindings    []sealed.Binding   `json:"bindings,omitempty"`
 	AllowWeak   bool               `json:"allow_weak,omitempty"`

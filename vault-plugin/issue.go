@@ -59,6 +59,7 @@ func (b *backend) resume(ctx context.Context, s logical.Storage, r runRow, c cre
 type parcel struct {
 	ciphertext string
 	ttl        time.Duration // 0: the source sets no limit
+	max        time.Duration // see Minted
 }
 
 // parcelOf seals what was minted, and destroys it.
@@ -75,7 +76,7 @@ func parcelOf(r runRow, g grantRow, m Minted) (p parcel, err error) {
 	}); err != nil {
 		return p, err
 	}
-	p.ttl = m.TTL
+	p.ttl, p.max = m.TTL, m.Max
 	p.ciphertext, err = secret.Seal(r.Claim.HPKEKey, secret.Context{Run: string(g.Run), Grant: string(g.ID), Key: string(g.Key)}, m.Value)
 	return p, err
 }
@@ -197,9 +198,10 @@ func (b *backend) settleGrant(ctx context.Context, s logical.Storage, g grantRow
 	now := b.now().UTC()
 	if p.ttl > 0 {
 		g.TTL = min(g.TTL, sealed.Duration(p.ttl))
-		if ends := now.Add(p.ttl); ends.Before(g.Ends) {
+		if ends := now.Add(max(p.ttl, p.max)); ends.Before(g.Ends) {
 			g.Ends = ends
 		}
+		g.Renewable = p.max > 0
 	}
 	g.Ciphertext = p.ciphertext
 	g.State, g.Attempt, g.Epoch, g.ChangedAt = grantReturned, 1, epoch, now

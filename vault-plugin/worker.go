@@ -57,8 +57,8 @@ func (w *worker) start() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	w.cancel = cancel
-	// Paying is apart, so that a source that hangs delays nothing else.
-	for _, loop := range []func(context.Context){w.keepTime, w.keepPaying} {
+	// What calls sources is apart, so that one that hangs delays nothing else.
+	for _, loop := range []func(context.Context){w.keepTime, w.keepPaying, w.keepSources} {
 		w.running.Go(func() { loop(ctx) })
 	}
 }

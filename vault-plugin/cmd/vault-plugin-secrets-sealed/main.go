@@ -47,7 +47,7 @@ func run() error {
 		return restart(env)
 	}
 	return plugin.ServeMultiplex(&plugin.ServeOpts{
-		BackendFactoryFunc: vaultplugin.Factory(vaultplugin.Deps{OpenBundle: openBundle, OpenSource: openSource}),
+		BackendFactoryFunc: vaultplugin.Factory(vaultplugin.Deps{OpenBundle: openBundle, OpenSource: openSource, OpenHelped: openHelped}),
 		TLSProviderFunc:    requireAutoMTLS,
 		Logger:             hclog.New(&hclog.LoggerOptions{Level: hclog.Info, Output: os.Stderr, JSONFormat: true}),
 	})
