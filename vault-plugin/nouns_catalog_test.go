@@ -112,6 +112,7 @@ func TestRepointedSourceHasNoCredential(t *testing.T) {
 		"address":   func(c *sealed.SourceConfig) { c.Address = "https://evil.example" },
 		"mount":     func(c *sealed.SourceConfig) { c.Mount = "kv2" },
 		"namespace": func(c *sealed.SourceConfig) { c.Namespace = "ns" },
+		"login":     func(c *sealed.SourceConfig) { c.Auth = sealed.SourceAuth{Method: sealed.AuthAppRole, Role: "r"} },
 	} {
 		d := newDesk(t)
 		d.configure()

@@ -63,7 +63,8 @@ func openSource(cfg sealed.SourceConfig, credential *secret.Value) (vaultplugin.
 }
 
 // programs are the helpers, by type of source. They lie beside this program,
-// where only who may register plug-ins can put them.
+// where only who may register plug-ins can put them. (vault server -dev tries to
+// register whatever is there, and fails: it wants -dev-plugin-init=false then.)
 var programs = map[string]string{
 	sealed.SourceAWS:  "sealed-source-aws",
 	sealed.SourceSOPS: "sealed-source-sops",
