@@ -55,7 +55,7 @@ func (b *backend) configRead(ctx context.Context, req *logical.Request, _ *frame
 		"agent_accessor": cfg.AgentAccessor, "claims_accessor": cfg.ClaimsAccessor, "person_claim": cfg.PersonClaim,
 		"freeze_after": cfg.FreezeAfter.Std().String(), "stop_after": cfg.StopAfter.Std().String(),
 		"silent_after": cfg.SilentAfter.Std().String(), "unconfirmed_after": cfg.UnconfirmedAfter.Std().String(),
-		"keep_runs": cfg.keepFor().String(),
+		"keep_runs":  cfg.keepFor().String(),
 		"answer_key": keys.answerPublic, "log_key": keys.logVerifier,
 	}, nil
 }

@@ -1,6 +1,9 @@
 package sealed
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // Kinds of source.
 const (
@@ -19,6 +22,17 @@ type SourceConfig struct {
 	Mount         string `json:"mount,omitempty"`
 	Namespace     string `json:"namespace,omitempty"`
 	HasCredential bool   `json:"has_credential"`
+	// Levels are those whose profiles may name the source; empty: system and
+	// workflow. With user, anybody who writes a profile of their own may.
+	Levels []string `json:"levels,omitempty"`
+}
+
+// AllowsLevel reports whether a profile of a level may take values from the source.
+func (s SourceConfig) AllowsLevel(level string) bool {
+	if len(s.Levels) == 0 {
+		return level == LevelSystem || level == LevelWorkflow
+	}
+	return slices.Contains(s.Levels, level)
 }
 
 // Kind is "static" or "dynamic", as policies see it.
@@ -33,6 +47,11 @@ func (s SourceConfig) Kind() string {
 func (s SourceConfig) Validate() error {
 	if _, err := ParseName("name", string(s.Name)); err != nil {
 		return err
+	}
+	for _, l := range s.Levels {
+		if !slices.Contains([]string{LevelSystem, LevelWorkflow, LevelUser}, l) {
+			return fieldErr("levels", "wants system, workflow or user")
+		}
 	}
 	switch s.Type {
 	case SourceBuiltin:
