@@ -19,6 +19,7 @@ type query struct {
 	compiler *ast.Compiler
 	store    storage.Store
 	rewriter ast.QueryCompiler
+	ref      ast.Ref // data.<question>
 	body     ast.Body
 	reads    fieldSet // of the input, by any rule of the bundle
 }
@@ -37,8 +38,8 @@ func newQuery(compiler *ast.Compiler, store storage.Store, ref ast.Ref) (*query,
 	if len(compiler.GetRulesExact(ref)) == 0 {
 		return nil, fmt.Errorf("%w: no rule %s", ErrMalformed, ref[1:])
 	}
-	q := &query{compiler: compiler, store: store, rewriter: compiler.QueryCompiler(), reads: inputReads(compiler)}
-	body, err := q.rewriter.Compile(ast.NewBody(ast.Equality.Expr(ast.NewTerm(answerVar), ast.NewTerm(ref))))
+	q := &query{compiler: compiler, store: store, rewriter: compiler.QueryCompiler(), ref: ref, reads: inputReads(compiler)}
+	body, err := q.rewriter.Compile(q.question())
 	if err != nil {
 		return nil, fmt.Errorf("%w: preparing %s: %w", ErrMalformed, ref[1:], err)
 	}

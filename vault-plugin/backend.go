@@ -48,6 +48,21 @@ type Bundle interface {
 	Decide(ctx context.Context, question string, input any, at time.Time) sealed.Decision
 }
 
+// A Use is one key under the profile that defines it.
+type Use struct {
+	Profile sealed.InputProfile
+	Key     sealed.InputKey
+}
+
+// A BatchBundle is a Bundle that decides all keys of a run faster than one by
+// one.
+type BatchBundle interface {
+	Bundle
+	// DecideAll gives the answers of Decide to sealed.QuestionAuthz for shared
+	// with each use, in their order.
+	DecideAll(ctx context.Context, shared sealed.Input, uses []Use, at time.Time) []sealed.Decision
+}
+
 // A Minted credential comes from a source. Handle is enough to revoke it and
 // is not secret.
 type Minted struct {
@@ -55,6 +70,8 @@ type Minted struct {
 	Handle string
 	TTL    time.Duration // 0: the source sets no limit
 	Max    time.Duration // what renewing can reach, since the mint; 0: it can't be renewed
+	// Version is the number of the version at a source that keeps them; else 0.
+	Version int
 }
 
 // A Source yields values. Implementations bound every upstream call to 3 s
@@ -121,6 +138,8 @@ type backend struct {
 	policy  policyState
 	stops   revocationState
 	chores  housekeeping
+	watches release // calls that wait
+	restore rollbackState
 
 	mem   runMemory // of runs: what a restart may forget (memory.go)
 	ended endedRuns // what lists show of runs that are over
@@ -156,6 +175,7 @@ func newBackend(deps Deps) (*backend, error) {
 	if b.rand == nil {
 		b.rand = rand.Reader
 	}
+	b.nouns.effective.most = maxEffective
 	b.worker = newWorker(b)
 	b.Backend = &framework.Backend{
 		BackendType:    logical.TypeLogical,
@@ -188,7 +208,7 @@ func (b *backend) paths() []*framework.Path {
 		b.pathConfig(), b.pathTrustBundle(), b.pathPolicy(),
 		b.pathSources(), b.pathSecrets(), b.pathAgents(), b.pathProfiles(),
 		b.pathRollback(), b.pathLog(), b.pathRevocations(),
-		b.pathRuns(), b.pathClaim(), b.pathRequests(), b.pathEvents(), b.pathFinish(), b.pathApprovals(),
+		b.pathRuns(), b.pathReplay(), b.pathHostWatch(), b.pathClaim(), b.pathRequests(), b.pathEvents(), b.pathFinish(), b.pathApprovals(),
 	)
 }
 
@@ -208,9 +228,13 @@ func (b *backend) invalidate(ctx context.Context, _ string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.live = nil
+	b.watches.all()
 }
 
-func (b *backend) clean(context.Context) { b.worker.stop() }
+func (b *backend) clean(context.Context) {
+	b.watches.all()
+	b.worker.stop()
+}
 
 const help = `
 Sealed issues credentials to attested agent runs: gated by policy and people,

@@ -52,6 +52,7 @@ type grantRow struct {
 	State       string             `json:"state"`
 	Outcome     string             `json:"outcome,omitempty"`
 	Handle      string             `json:"handle,omitempty"`
+	Version     int                `json:"version,omitempty"` // of the value at its source; 0: not known
 	Ciphertext  string             `json:"ciphertext,omitempty"`
 	Attempt     int                `json:"attempt"` // of answering; only the newest lease counts
 	Lease       string             `json:"lease,omitempty"`
@@ -69,6 +70,7 @@ type grantSummary struct {
 	Outcome   string            `json:"outcome,omitempty"`
 	Delivery  sealed.Delivery   `json:"delivery"`
 	Approval  sealed.ApprovalID `json:"approval,omitempty"`
+	Version   int               `json:"version,omitempty"`
 	CreatedAt time.Time         `json:"created_at"`
 	ChangedAt time.Time         `json:"changed_at"`
 }
@@ -76,7 +78,7 @@ type grantSummary struct {
 func (g grantRow) summary() grantSummary {
 	return grantSummary{
 		ID: g.ID, Key: g.Key, State: g.State, Outcome: g.Outcome, Delivery: g.Delivery,
-		Approval: g.Approval, CreatedAt: g.CreatedAt, ChangedAt: g.ChangedAt,
+		Approval: g.Approval, Version: g.Version, CreatedAt: g.CreatedAt, ChangedAt: g.ChangedAt,
 	}
 }
 
@@ -84,8 +86,10 @@ func (g grantRow) storageKey() string { return storeGrants + string(g.Run) + "/"
 
 // subject is what a revocation could name about the grant.
 func (g grantRow) subject(r runRow, trustDomain string) sealed.Subject {
-	sub := r.subject(trustDomain)
-	sub.Profile, sub.Key, sub.Source = g.Profile, g.Key, g.Source
+	mk, _ := r.key(g.Key)
+	sub := r.keySubject(mk, trustDomain)
+	sub.Key, sub.Source = g.Key, g.Source
+	sub.Profiles = append(sub.Profiles, g.Profile)
 	return sub
 }
 

@@ -15,7 +15,7 @@ const (
 
 // housekeeping remembers when each chore is due. The zero value: now.
 type housekeeping struct {
-	mu           sync.Mutex
+	mu                  sync.Mutex
 	trust, sweep, prune time.Time
 
 	warm bool // what lists show of ended runs is in memory

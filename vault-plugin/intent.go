@@ -107,7 +107,7 @@ func (b *backend) logIntent(ctx context.Context, s logical.Storage, r runRow, g 
 	entry.over()
 	_, err := b.record(ctx, s, audit.Event{Type: "issue.intent", Run: string(r.ID), Body: map[string]any{
 		"key": g.Key, "grant": g.ID, "approval": g.Approval, "delivery": g.Delivery, "source": g.Source, "profile": g.Profile,
-		"profile_version": v.terms.profile.Version, "effect": v.Effect, "reasons": codes(v.Decision),
+		"profile_version": v.terms.key.Origin.Version, "effect": v.Effect, "reasons": codes(v.Decision),
 		"pinned": r.m.Bundle.Digest, "bundle": v.bundle.Ref().Digest, "epoch": g.Epoch, "ttl": int64(g.TTL.Std() / time.Second),
 	}})
 	if errors.Is(err, audit.ErrBudget) {

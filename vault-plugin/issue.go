@@ -15,6 +15,7 @@ import (
 
 const (
 	sourceLimit = 3 * time.Second // of every call to a source
+	mintLimit   = 4 * time.Second // of all calls of one issue: Vault can't be sealed meanwhile (R20)
 	weakBelow   = 8               // bytes; a shorter value can't be redacted safely
 )
 
@@ -60,6 +61,7 @@ type parcel struct {
 	ciphertext string
 	ttl        time.Duration // 0: the source sets no limit
 	max        time.Duration // see Minted
+	version    int           // at the source; 0: it does not say
 }
 
 // parcelOf seals what was minted, and destroys it.
@@ -76,7 +78,7 @@ func parcelOf(r runRow, g grantRow, m Minted) (p parcel, err error) {
 	}); err != nil {
 		return p, err
 	}
-	p.ttl, p.max = m.TTL, m.Max
+	p.ttl, p.max, p.version = m.TTL, m.Max, m.Version
 	p.ciphertext, err = secret.Seal(r.Claim.HPKEKey, secret.Context{Run: string(g.Run), Grant: string(g.ID), Key: string(g.Key)}, m.Value)
 	return p, err
 }
@@ -129,6 +131,8 @@ func (b *backend) mint(ctx context.Context, s logical.Storage, in intent) (grant
 	if err != nil {
 		return g, parcel{}, err
 	}
+	ctx, cancelAll := context.WithTimeout(ctx, mintLimit)
+	defer cancelAll()
 	limited, cancel := context.WithTimeout(ctx, sourceLimit)
 	defer cancel()
 	handle, err := src.Prepare(limited, g.Ref)
@@ -203,7 +207,7 @@ func (b *backend) settleGrant(ctx context.Context, s logical.Storage, g grantRow
 		}
 		g.Renewable = p.max > 0
 	}
-	g.Ciphertext = p.ciphertext
+	g.Ciphertext, g.Version = p.ciphertext, p.version
 	g.State, g.Attempt, g.Epoch, g.ChangedAt = grantReturned, 1, epoch, now
 	return g, b.keepReturned(ctx, s, g)
 }

@@ -58,7 +58,7 @@ func (b *backend) configRead(ctx context.Context, req *logical.Request, _ *frame
 		"source_helpers": cfg.SourceHelpers, "sops_root": cfg.SOPSRoot,
 		"freeze_after": cfg.FreezeAfter.Std().String(), "stop_after": cfg.StopAfter.Std().String(),
 		"silent_after": cfg.SilentAfter.Std().String(), "unconfirmed_after": cfg.UnconfirmedAfter.Std().String(),
-		"keep_runs": cfg.keepFor().String(),
+		"keep_runs":  cfg.keepFor().String(),
 		"answer_key": keys.answerPublic, "log_key": keys.logVerifier,
 	}, nil
 }

@@ -205,7 +205,7 @@ func (b *backend) draftGrant(ctx context.Context, s logical.Storage, r runRow, c
 		return grantRow{}, v, deny(v.Decision, sealed.ErrDenied)
 	}
 	if !c.Delivery.Stronger(v.terms.delivery) {
-		return grantRow{}, v, deny(sealed.Deny("delivery_too_weak", ""), sealed.ErrDenied)
+		return grantRow{}, v, deny(sealed.Deny(reasonDelivery, ""), sealed.ErrDenied)
 	}
 	_, src, err := b.source(ctx, s, v.terms.spec.Source)
 	if err != nil {
@@ -217,9 +217,10 @@ func (b *backend) draftGrant(ctx context.Context, s logical.Storage, r runRow, c
 		return grantRow{}, v, fmt.Errorf("making grant id: %w", err)
 	}
 	k := v.terms
+	mk, _ := r.key(c.key)
 	g := grantRow{
-		ID: sealed.GrantID(id), Run: r.ID, Key: c.key, Idempotency: c.Idempotency, Profile: k.profile.Name,
-		Source: k.spec.Source, Ref: k.spec.Ref, Revocable: src.Revocable(), Delivery: c.Delivery, Bindings: k.bindings,
+		ID: sealed.GrantID(id), Run: r.ID, Key: c.key, Idempotency: c.Idempotency, Profile: k.key.Origin.Name,
+		Source: k.spec.Source, Ref: pinnedRef(mk, k.spec.Ref), Revocable: src.Revocable(), Delivery: c.Delivery, Bindings: k.bindings,
 		AllowWeak: k.spec.AllowWeak, TTL: sealed.Duration(k.ttl), Ends: now.Add(b.longest(k.maxTTL)), State: grantIntent,
 		Epoch: epoch, CreatedAt: now, ChangedAt: now,
 	}

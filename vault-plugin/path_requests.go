@@ -81,7 +81,7 @@ func (b *backend) considerKey(ctx context.Context, s logical.Storage, r runRow, 
 		return sealed.MoreAnswer{}, err
 	}
 	if v.Effect != sealed.EffectDeny {
-		err := b.coveredGrant(ctx, s, r, grantRow{Profile: v.terms.profile.Name, Key: mr.Key, Source: v.terms.spec.Source})
+		err := b.coveredGrant(ctx, s, r, grantRow{Profile: v.terms.key.Origin.Name, Key: mr.Key, Source: v.terms.spec.Source})
 		if errors.Is(err, sealed.ErrRevoked) {
 			v = refuse(sealed.ReasonRevoked, "a revocation covers the key")
 		} else if err != nil {

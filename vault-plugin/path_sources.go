@@ -139,7 +139,7 @@ func loadCredential(ctx context.Context, s logical.Storage, cfg sealed.SourceCon
 
 // placeOf digests everything that says where a source's credential is sent.
 func placeOf(cfg sealed.SourceConfig) sealed.Digest {
-	cfg.HasCredential = false
+	cfg.HasCredential, cfg.Levels = false, nil
 	doc, err := json.Marshal(cfg)
 	if err != nil { // strings and a bool always marshal
 		return ""

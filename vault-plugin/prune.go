@@ -91,11 +91,11 @@ func (b *backend) prunable(ctx context.Context, s logical.Storage, ended time.Ti
 // there, the same request would make it again under its old id. A record
 // without an entry, of a finish that failed, goes too.
 func (b *backend) pruneRun(ctx context.Context, s logical.Storage, r runRow) error {
+	if err := b.pruneIdempotency(ctx, s, r); err != nil {
+		return err
+	}
 	defer b.lockRun(r.ID)()
 	var keys []string
-	if r.Idempotency != "" {
-		keys = append(keys, r.Idempotency)
-	}
 	for id := range r.Approvals {
 		keys = append(keys, storeApprovalsDone+string(id))
 	}
@@ -109,5 +109,17 @@ func (b *backend) pruneRun(ctx context.Context, s logical.Storage, r runRow) err
 		}
 	}
 	b.ended.drop(r.ID)
+	return nil
+}
+
+// pruneIdempotency takes the lock of whoever enqueues with the key.
+func (b *backend) pruneIdempotency(ctx context.Context, s logical.Storage, r runRow) error {
+	if r.Idempotency == "" {
+		return nil // of a run enqueued by an older version
+	}
+	defer b.locks.lock(r.Idempotency)()
+	if err := s.Delete(ctx, r.Idempotency); err != nil {
+		return unavailable(err)
+	}
 	return nil
 }

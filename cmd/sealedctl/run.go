@@ -97,10 +97,19 @@ func runAgent(ctx context.Context, a *app, f runFlags, argv []string) error {
 	if err != nil {
 		return sealedFailure(a, err)
 	}
+	if err := a.present(ctx, engine); err != nil {
+		return runFailure(a, err)
+	}
 	enq, err := enqueue(ctx, engine, req)
 	if err != nil {
 		return runFailure(a, err)
 	}
+	return launch(ctx, a, engine, token, f, boot, req, ws, enq)
+}
+
+// launch starts the sandbox of a run that is enqueued, and waits for its end
+// unless it is detached.
+func launch(ctx context.Context, a *app, engine *vaultclient.Engine, token string, f runFlags, boot sealed.Boot, req sealed.EnqueueRequest, ws string, enq sealed.Enqueued) error {
 	giveUp := func(err error, why string) error {
 		cerr := engine.CloseRun(context.WithoutCancel(ctx), enq.Run, why)
 		if errors.Is(cerr, sealed.ErrConflict) { // the supervisor has said so already
@@ -127,6 +136,7 @@ func runAgent(ctx context.Context, a *app, f runFlags, argv []string) error {
 	})
 	var status *statusError
 	if err == nil || errors.As(err, &status) || f.detach && sup.waited {
+		a.presentAfter(ctx, engine)
 		return err
 	}
 	sup.close() // with the child, the sandbox ends

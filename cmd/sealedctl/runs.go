@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -16,30 +17,38 @@ import (
 )
 
 func newRunsCmd(a *app) *cobra.Command {
-	return group("runs", "See, follow and stop runs",
+	return group("runs", "See, follow, stop and replay runs",
 		`Runs shows what the engine knows of runs: names, digests and states. logs shows
 the redacted output of a run of this machine.
 
   sealedctl runs list --state claimed
   sealedctl runs logs -f 01JD0Z5X7RS3X7Q4K5M6N7P8Q9
   sealedctl runs stop 01JD0Z5X7RS3X7Q4K5M6N7P8Q9 --reason "took too long"`,
-		newRunsListCmd(a), newRunsShowCmd(a), newRunsLogsCmd(a), newRunsStopCmd(a))
+		newRunsListCmd(a), newRunsShowCmd(a), newRunsLogsCmd(a), newRunsStopCmd(a), newRunsReplayCmd(a))
 }
 
 func newRunsListCmd(a *app) *cobra.Command {
 	var f vaultclient.RunFilter
-	var after string
+	var after, since, until string
 	cmd := &cobra.Command{
 		Use: "list", Short: "List runs, newest first", Args: cobra.NoArgs,
-		Long: `List shows runs, newest first. --after pages on.
+		Long: `List shows runs, newest first, of which all filters hold. --since and --until
+take a time or how long ago. --after pages on.
 
-  sealedctl runs list --state claimed --limit 20`,
+  sealedctl runs list --state claimed --limit 20
+  sealedctl runs list --since 24h --agent claude-code --tag production`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			e, err := a.engine(cmd.Context())
 			if err != nil {
 				return err
 			}
 			f.After = sealed.RunID(after)
+			if f.Since, err = moment("since", since); err != nil {
+				return err
+			}
+			if f.Until, err = moment("until", until); err != nil {
+				return err
+			}
 			list, err := e.Runs(cmd.Context(), f)
 			if err != nil {
 				return err
@@ -53,11 +62,33 @@ func newRunsListCmd(a *app) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&f.State, "state", "", "enqueued, claimed, finished, closed, aborted or expired")
+	cmd.Flags().StringVar(&f.Agent, "agent", "", "only runs of this agent")
+	cmd.Flags().StringVar(&f.Profile, "profile", "", "only runs under this profile")
+	cmd.Flags().StringVar(&f.Workflow, "workflow", "", "only runs of this workflow")
+	cmd.Flags().StringVar(&f.Requester, "requester", "", "only runs of this person: name, entity id or person claim")
+	cmd.Flags().StringVar(&f.Tag, "tag", "", "only runs with this tag")
+	cmd.Flags().StringVar(&since, "since", "", "only runs from then on: a time (RFC 3339), or how long ago (24h)")
+	cmd.Flags().StringVar(&until, "until", "", "only runs before that: a time (RFC 3339), or how long ago (24h)")
 	cmd.Flags().StringVar(&after, "after", "", "only runs older than this one")
 	cmd.Flags().IntVar(&f.Limit, "limit", 0, "at most so many (default 100, at most 1000)")
 	_ = cmd.RegisterFlagCompletionFunc("state", cobra.FixedCompletions([]string{sealed.RunEnqueued, sealed.RunClaimed, sealed.RunFinished,
 		sealed.RunClosed, sealed.RunAborted, sealed.RunExpired}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
+}
+
+// moment reads a time, or a duration as so long ago; "" is no time.
+func moment(flag, s string) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	if d, err := time.ParseDuration(s); err == nil && d >= 0 {
+		return time.Now().Add(-d), nil
+	}
+	at, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return at, usagef("--%s wants a time such as 2026-01-02T15:04:05Z, or a duration such as 24h", flag)
+	}
+	return at, nil
 }
 
 func newRunsShowCmd(a *app) *cobra.Command {
@@ -96,6 +127,9 @@ func runTable(w io.Writer, r vaultclient.Run) {
 	row(w, "mode", m.Mode)
 	row(w, "requester", m.Requester.Name)
 	row(w, "workflow", string(m.Workflow))
+	if m.ReplayOf != "" {
+		row(w, "replay of", m.ReplayOf, "as "+m.ReplayAs)
+	}
 	row(w, "isolation", m.Sandbox.Isolation)
 	row(w, "network", m.Sandbox.Network)
 	row(w, "manifest", r.ManifestDigest)
@@ -116,11 +150,12 @@ func runTable(w io.Writer, r vaultclient.Run) {
 		row(w, g.ID, g.Key, g.State, g.Outcome, stamp(g.ChangedAt))
 	}
 	row(w)
-	for _, id := range slices.Sorted(maps.Keys(r.Approvals)) {
-		row(w, "approval", id, r.Approvals[id])
-	}
+	row(w, "AT", "STATE", "BY", "WHY")
 	for _, h := range r.History {
 		row(w, stamp(h.At), h.State, h.By, h.Reason)
+	}
+	for _, id := range slices.Sorted(maps.Keys(r.Approvals)) {
+		row(w, "approval", id, r.Approvals[id])
 	}
 }
 

@@ -33,6 +33,7 @@
 package cascade
 
 import (
+	"encoding/json"
 	"maps"
 	"slices"
 
@@ -87,6 +88,28 @@ func matchAll(rs []sealed.Requesters, groups []string, claims map[string]string)
 		}
 	}
 	return len(rs) > 0
+}
+
+// Digest identifies what the key is and for whom: everything but the versions
+// of the profiles, so that a version that changes nothing about the key has the
+// same.
+func (k Key) Digest() sealed.Digest {
+	doc, err := json.Marshal(struct {
+		Level            string              `json:"level"`
+		Profile          sealed.ProfileName  `json:"profile"`
+		Name             sealed.KeyName      `json:"name"`
+		Ended            string              `json:"ended"`
+		Spec             sealed.KeySpec      `json:"spec"`
+		Owner            string              `json:"owner"`
+		Tags             []string            `json:"tags"`
+		AllowedWorkflows []string            `json:"allowed_workflows"`
+		Entitled         []sealed.Requesters `json:"entitled"`
+		Admitted         []sealed.Requesters `json:"admitted"`
+	}{k.Origin.Level, k.Origin.Name, k.Name, k.Ended, k.Spec, k.Owner, k.ProfileTags, k.AllowedWorkflows, k.Entitled, k.Admitted})
+	if err != nil { // text and numbers always marshal
+		return ""
+	}
+	return sealed.DigestOf(sealed.DomainEffectiveKey, doc)
 }
 
 // A Knob is one plain variable with the level that set it.
@@ -278,7 +301,7 @@ func (k *Key) cut(p sealed.Profile, other sealed.KeySpec) {
 	case len(s.Bindings) == 0 && !k.defined():
 		s.Bindings = other.Bindings
 	default:
-		if s.Bindings = commonBindings(s.Bindings, other.Bindings); len(s.Bindings) == 0 {
+		if s.Bindings = Meet(s.Bindings, other.Bindings); len(s.Bindings) == 0 {
 			k.end(EndedDisjoint, p)
 		}
 	}
@@ -319,9 +342,10 @@ func common(a, b []string) []string {
 	return out
 }
 
-// commonBindings are the requests that both sides allow, as far as patterns
-// can say it: of two paths that overlap without one covering the other, none.
-func commonBindings(a, b []sealed.Binding) []sealed.Binding {
+// Meet returns bindings of the requests that both sides allow, as far as
+// patterns can say it: of two paths that overlap without one covering the
+// other, none.
+func Meet(a, b []sealed.Binding) []sealed.Binding {
 	var out []sealed.Binding
 	for _, x := range a {
 		for _, y := range b {

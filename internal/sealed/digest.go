@@ -29,6 +29,9 @@ const (
 	DomainTrust     Domain = "sealed.trust.v1"
 	DomainWorkspace Domain = "sealed.workspace.v1"
 	DomainRedacted  Domain = "sealed.redacted-input.v1"
+
+	// DomainEffectiveKey is for a key after the cascade.
+	DomainEffectiveKey Domain = "sealed.effective-key.v1"
 )
 
 // A Digest is a lower-case hex SHA-256. The zero value means "none".

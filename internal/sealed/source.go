@@ -3,6 +3,7 @@ package sealed
 import (
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -54,6 +55,17 @@ type SourceConfig struct {
 	Region        string     `json:"region,omitempty"`    // AWS
 	Auth          SourceAuth `json:"auth,omitzero"`
 	HasCredential bool       `json:"has_credential"`
+	// Levels are those whose profiles may name the source; empty: system and
+	// workflow. With user, anybody who writes a profile of their own may.
+	Levels []string `json:"levels,omitempty"`
+}
+
+// AllowsLevel reports whether a profile of a level may take values from the source.
+func (s SourceConfig) AllowsLevel(level string) bool {
+	if len(s.Levels) == 0 {
+		return level == LevelSystem || level == LevelWorkflow
+	}
+	return slices.Contains(s.Levels, level)
 }
 
 // Kind is "static" or "dynamic", as policies see it.
@@ -85,6 +97,11 @@ func (s SourceConfig) Validate() error {
 	}
 	if err := s.validateForeign(); err != nil {
 		return err
+	}
+	for _, l := range s.Levels {
+		if !slices.Contains([]string{LevelSystem, LevelWorkflow, LevelUser}, l) {
+			return fieldErr("levels", "wants system, workflow or user")
+		}
 	}
 	switch s.Type {
 	case SourceBuiltin:

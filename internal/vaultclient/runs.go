@@ -12,9 +12,27 @@ import (
 
 // A RunFilter narrows a list of runs. The zero value lists the newest 100.
 type RunFilter struct {
-	State string
-	After sealed.RunID // only older ones, to page on
-	Limit int          // 0: the engine's default
+	State, Agent, Profile, Workflow, Tag string
+	Requester                            string // name, entity id or person
+	Since, Until                         time.Time
+	After                                sealed.RunID // only older ones, to page on
+	Limit                                int          // 0: the engine's default
+}
+
+func (f RunFilter) query() map[string]string {
+	q := map[string]string{
+		"state": f.State, "agent": f.Agent, "profile": f.Profile, "workflow": f.Workflow, "tag": f.Tag,
+		"requester": f.Requester, "after": string(f.After),
+	}
+	for name, at := range map[string]time.Time{"since": f.Since, "until": f.Until} {
+		if !at.IsZero() {
+			q[name] = at.UTC().Format(time.RFC3339Nano)
+		}
+	}
+	if f.Limit > 0 {
+		q["limit"] = strconv.Itoa(f.Limit)
+	}
+	return q
 }
 
 // A RunSummary is one run in a list.
@@ -25,8 +43,10 @@ type RunSummary struct {
 	Mode      string             `json:"mode"`
 	Profile   sealed.ProfileName `json:"profile,omitempty"`
 	Workflow  sealed.Name        `json:"workflow,omitempty"`
+	Tags      []sealed.Name      `json:"tags,omitempty"`
 	Requester string             `json:"requester"`
 	CreatedAt time.Time          `json:"created_at"`
+	ReplayOf  sealed.RunID       `json:"replay_of,omitempty"`
 }
 
 // A Run is all that the engine shows of one run: names, digests and states, and
@@ -65,6 +85,7 @@ type RunGrant struct {
 	Outcome   string            `json:"outcome,omitempty"`
 	Delivery  sealed.Delivery   `json:"delivery"`
 	Approval  sealed.ApprovalID `json:"approval,omitempty"`
+	Version   int               `json:"version,omitempty"` // of the value at its source; 0: not known
 	CreatedAt time.Time         `json:"created_at"`
 	ChangedAt time.Time         `json:"changed_at"`
 }
@@ -86,11 +107,7 @@ func (e *Engine) Enqueue(ctx context.Context, r sealed.EnqueueRequest) (sealed.E
 
 // Runs lists runs, newest first.
 func (e *Engine) Runs(ctx context.Context, filter RunFilter) ([]RunSummary, error) {
-	query := map[string]string{"state": filter.State, "after": string(filter.After)}
-	if filter.Limit > 0 {
-		query["limit"] = strconv.Itoa(filter.Limit)
-	}
-	ids, info, err := e.list(ctx, query, "runs")
+	ids, info, err := e.list(ctx, filter.query(), "runs")
 	if err != nil {
 		return nil, err
 	}

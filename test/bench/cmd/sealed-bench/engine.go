@@ -84,6 +84,11 @@ func engineRows(ctx context.Context, st *stack, percent int) ([]bench.Row, error
 		return rows, err
 	}
 	more, err := t.crowdRows(ctx, percent, st.synced)
+	rows = append(rows, more...)
+	if err != nil {
+		return rows, err
+	}
+	more, err = t.watchRows(ctx, percent)
 	return append(rows, more...), err
 }
 
