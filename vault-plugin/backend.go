@@ -203,13 +203,13 @@ func (b *backend) Setup(ctx context.Context, conf *logical.BackendConfig) error 
 }
 
 func (b *backend) paths() []*framework.Path {
-	return framework.PathAppend(
+	return b.described(framework.PathAppend(
 		b.pathCreds(), b.pathConfirm(), b.pathWatch(), // first: the framework tries one after the other
 		b.pathConfig(), b.pathTrustBundle(), b.pathPolicy(),
 		b.pathSources(), b.pathSecrets(), b.pathAgents(), b.pathProfiles(),
 		b.pathRollback(), b.pathLog(), b.pathRevocations(),
 		b.pathRuns(), b.pathReplay(), b.pathHostWatch(), b.pathClaim(), b.pathRequests(), b.pathEvents(), b.pathFinish(), b.pathApprovals(),
-	)
+	))
 }
 
 // initialize starts the worker. It reads no storage of others and calls

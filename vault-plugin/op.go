@@ -15,8 +15,7 @@ import (
 // Vault shows as 404), or with an error.
 type nounFunc func(ctx context.Context, req *logical.Request, d *framework.FieldData) (map[string]any, error)
 
-// op adapts a nounFunc. A field that the path does not know is refused: a
-// misspelled one must not be taken for "unset".
+// op adapts a nounFunc.
 func (b *backend) op(summary string, f nounFunc) *framework.PathOperation {
 	return &framework.PathOperation{
 		Summary:                     summary,
@@ -37,6 +36,19 @@ func (b *backend) op(summary string, f nounFunc) *framework.PathOperation {
 			}
 			return &logical.Response{Data: out}, nil
 		},
+	}
+}
+
+// known refuses, for every operation, a field that the path does not know: a
+// misspelled one must not be taken for "unset".
+func (b *backend) known(f framework.OperationFunc) framework.OperationFunc {
+	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+		for name := range req.Data {
+			if _, ok := d.Schema[name]; !ok {
+				return nil, b.edge(invalid(sealed.CleanReason(name), "unknown field"))
+			}
+		}
+		return f(ctx, req, d)
 	}
 }
 

@@ -363,11 +363,15 @@ func (w *world) json(v any) string {
 }
 
 func (w *world) do(entity, accessor string, op logical.Operation, path string, data map[string]any) (*logical.Response, error) {
-	resp, err := w.b.HandleRequest(context.Background(), &logical.Request{
+	req := &logical.Request{
 		Operation: op, Path: path, Data: data, Storage: w.s, EntityID: entity, ClientTokenAccessor: accessor, DisplayName: entity,
-	})
+	}
+	resp, err := w.b.HandleRequest(context.Background(), req)
 	if err == nil && resp != nil && resp.IsError() {
 		err = resp.Error()
+	}
+	if err == nil {
+		checkAnswer(w.t, w.b, req, resp)
 	}
 	return resp, err
 }
