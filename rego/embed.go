@@ -20,7 +20,8 @@
 // given to it, and keys that differ in nothing else are decided once.
 //
 // examples/ holds overlays (opabundle.DecideUnder), each a bundle of its own with
-// its tests: production-hours and break-glass. They are not embedded.
+// its tests: production-hours and break-glass. starter/ is what sealedctl policy
+// init puts beside the policies: a README and requests to try them with.
 //
 // The policies decide over facts that the engine has established. They do not
 // establish any: a wrong fact gives a wrong decision.
@@ -34,7 +35,20 @@ import (
 //go:embed sealed schema
 var files embed.FS
 
+//go:embed examples
+var examples embed.FS
+
+//go:embed starter
+var starter embed.FS
+
 // FS returns the policies (sealed/**/*.rego), their tests (*_test.rego) and
 // the JSON Schemas of their inputs (schema/*.json). It is read-only and safe
 // for concurrent use.
 func FS() fs.FS { return files }
+
+// Examples returns the overlays (examples/<name>/…). It is read-only and safe for
+// concurrent use.
+func Examples() fs.FS { return examples }
+
+// Starter returns starter/. It is read-only and safe for concurrent use.
+func Starter() fs.FS { return starter }

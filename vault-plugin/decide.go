@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"sealed.dev/sealed/internal/cascade"
+	"sealed.dev/sealed/internal/decisionlog"
 	"sealed.dev/sealed/internal/sealed"
 )
 
@@ -25,7 +26,7 @@ const (
 // obligations: the weakest delivery, the bindings and the longest lifetime.
 type keyTerms struct {
 	name     sealed.KeyName
-	key      cascade.Key
+	key      *cascade.Key   // shared, never changed
 	spec     sealed.KeySpec // key.Spec
 	digest   sealed.Digest  // key.Digest()
 	delivery sealed.Delivery
@@ -34,7 +35,7 @@ type keyTerms struct {
 	maxTTL   time.Duration // of the grant, renewals included
 }
 
-func termsOf(k cascade.Key, digest sealed.Digest) keyTerms {
+func termsOf(k *cascade.Key, digest sealed.Digest) keyTerms {
 	return keyTerms{
 		name: k.Name, key: k, spec: k.Spec, digest: digest, delivery: k.Spec.Delivery, bindings: k.Spec.Bindings,
 		ttl: k.Spec.TTL.Std(), maxTTL: k.Spec.MaxTTL.Std(),
@@ -134,10 +135,10 @@ func list(s []string) []string {
 }
 
 // ask puts one key to one bundle.
-func (b *backend) ask(ctx context.Context, s logical.Storage, bundle Bundle, phase string, r runRow, who sealed.Requester, k keyTerms, reason string) (sealed.Decision, error) {
+func (b *backend) ask(ctx context.Context, s logical.Storage, bundle Bundle, phase string, r runRow, who sealed.Requester, k keyTerms, reason string) (answered, error) {
 	ds, err := b.askAll(ctx, s, bundle, phase, r, who, []keyTerms{k}, reason)
 	if err != nil {
-		return sealed.Decision{}, err
+		return answered{}, err
 	}
 	return ds[0], nil
 }
@@ -145,10 +146,10 @@ func (b *backend) ask(ctx context.Context, s logical.Storage, bundle Bundle, pha
 // askAll puts keys to one bundle. Before the policy comes what the engine itself
 // knows: a key that the cascade ended, a source that is gone or that the level
 // which defines the key may not name.
-func (b *backend) askAll(ctx context.Context, s logical.Storage, bundle Bundle, phase string, r runRow, who sealed.Requester, keys []keyTerms, reason string) ([]sealed.Decision, error) {
+func (b *backend) askAll(ctx context.Context, s logical.Storage, bundle Bundle, phase string, r runRow, who sealed.Requester, keys []keyTerms, reason string) ([]answered, error) {
 	now := b.now().UTC()
 	expired := !now.Before(bundle.Expires())
-	out := make([]sealed.Decision, len(keys))
+	out := make([]answered, len(keys))
 	asked := map[bool][]question{} // by whether workflow and tags are proven
 	for i, k := range keys {
 		kind, no, err := b.usable(ctx, s, k)
@@ -156,17 +157,23 @@ func (b *backend) askAll(ctx context.Context, s logical.Storage, bundle Bundle, 
 		case err != nil:
 			return nil, err
 		case no != nil:
-			out[i] = *no
+			out[i].Decision = *no
 		case expired:
-			out[i] = sealed.Deny(sealed.ReasonExpired, "the policy bundle has expired")
+			out[i].Decision = sealed.Deny(sealed.ReasonExpired, "the policy bundle has expired")
 		default:
 			proven := k.key.Entitles(who.Groups, who.Claims)
 			asked[proven] = append(asked[proven], question{at: i, use: useOf(k, who, kind)})
 		}
 	}
 	for proven, qs := range asked {
-		for i, d := range decideAll(ctx, bundle, sharedInput(phase, now, r, who, proven, reason), qs, now) {
-			out[qs[i].at] = d
+		in := sharedInput(phase, now, r, who, proven, reason)
+		for i, d := range decideAll(ctx, bundle, in, qs, now) {
+			in.Profile, in.Key = qs[i].use.Profile, qs[i].use.Key
+			decided, err := b.event(bundle, in, d)
+			if err != nil {
+				return nil, err
+			}
+			out[qs[i].at] = answered{Decision: d, decided: decided}
 		}
 	}
 	return out, nil
@@ -220,8 +227,9 @@ func (b *backend) usable(ctx context.Context, s logical.Storage, k keyTerms) (ki
 // now, which an approval has to name.
 type verdict struct {
 	sealed.Decision
-	terms  keyTerms
-	bundle Bundle
+	terms   keyTerms
+	bundle  Bundle
+	decided []decisionlog.Event // what was asked for it, for the log
 }
 
 func refuse(code, msg string) verdict { return verdict{Decision: sealed.Deny(code, msg)} }
@@ -270,13 +278,13 @@ func (b *backend) decideAgain(ctx context.Context, s logical.Storage, phase stri
 	if err != nil {
 		return verdict{}, err
 	}
-	d := d1
+	d, decided := d1.Decision, d1.decided
 	if !sameQuestion(pinnedBundle, currentBundle, pinned, current) || !reflect.DeepEqual(who, r.m.Requester) {
 		d2, err := b.ask(ctx, s, currentBundle, phase, r, who, after, reason)
 		if err != nil {
 			return verdict{}, err
 		}
-		d = sealed.Combine(d1, d2)
+		d, decided = sealed.Combine(d1.Decision, d2.Decision), append(decided, d2.decided...)
 	}
 	terms, ok := both(before, after)
 	if !ok {
@@ -285,7 +293,7 @@ func (b *backend) decideAgain(ctx context.Context, s logical.Storage, phase stri
 	if d.Obligations.Egress == "bound" && r.Claim != nil && r.Claim.Network != sealed.NetworkNone {
 		d = sealed.Combine(d, sealed.Deny(sealed.ReasonChanged, "the policy now wants a run without further egress"))
 	}
-	return verdict{Decision: d, terms: terms.under(d.Obligations), bundle: currentBundle}, nil
+	return verdict{Decision: d, terms: terms.under(d.Obligations), bundle: currentBundle, decided: decided}, nil
 }
 
 // sameQuestion reports whether nothing was uploaded or changed since the

@@ -33,7 +33,7 @@ func (e *effective) terms(name sealed.KeyName) (keyTerms, bool) {
 	if !ok {
 		return keyTerms{}, false
 	}
-	return termsOf(k, e.digests[name]), true
+	return termsOf(&k, e.digests[name]), true
 }
 
 // env are the knobs without their origins.
@@ -124,7 +124,7 @@ func refsKey(refs []sealed.ProfileRef) string {
 }
 
 // ended is the denial of a key that the cascade ended.
-func ended(k cascade.Key) sealed.Decision {
+func ended(k *cascade.Key) sealed.Decision {
 	by := k.By.Level + " profile " + string(k.By.Name)
 	msg := "no level of the profile says where its value comes from"
 	switch k.Ended {

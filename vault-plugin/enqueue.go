@@ -17,6 +17,7 @@ import (
 
 	"sealed.dev/sealed/internal/audit"
 	"sealed.dev/sealed/internal/cascade"
+	"sealed.dev/sealed/internal/decisionlog"
 	"sealed.dev/sealed/internal/sealed"
 )
 
@@ -104,7 +105,8 @@ func (b *backend) newRun(ctx context.Context, s logical.Storage, who sealed.Requ
 }
 
 func (b *backend) storeNewRun(ctx context.Context, s logical.Storage, r runRow, approvals []approvalRow) (sealed.Enqueued, error) {
-	events := []audit.Event{enqueued(r)}
+	events := enqueued(r)
+	r.decided = nil
 	for _, a := range approvals {
 		events = append(events, requested(a))
 	}
@@ -126,7 +128,7 @@ func (b *backend) storeNewRun(ctx context.Context, s logical.Storage, r runRow, 
 	return b.enqueuedAnswer(ctx, s, r, ticket)
 }
 
-func enqueued(r runRow) audit.Event {
+func enqueued(r runRow) []audit.Event {
 	keys := []string{}
 	for _, k := range r.m.Keys {
 		keys = append(keys, string(k.Name)+"="+string(k.Decision.Effect))
@@ -140,7 +142,7 @@ func enqueued(r runRow) audit.Event {
 	if r.m.ReplayOf != "" {
 		body["replay_of"], body["replay_as"] = r.m.ReplayOf, r.m.ReplayAs
 	}
-	return audit.Event{Type: "run.enqueued", Run: string(r.ID), Essential: true, Body: body}
+	return withDecided(audit.Event{Type: "run.enqueued", Run: string(r.ID), Essential: true}, body, r.decided)
 }
 
 // plan drafts a run and makes it final.
@@ -214,6 +216,7 @@ func (b *backend) seal(r runRow, drafts []keyDraft, who sealed.Requester, now ti
 	r.TicketExpires = now.Add(ticketTTL)
 	var approvals []approvalRow
 	for _, k := range drafts {
+		r.decided = append(r.decided, k.decided...)
 		if k.decision.Effect != sealed.EffectRequireApproval {
 			continue
 		}
@@ -230,6 +233,7 @@ func (b *backend) seal(r runRow, drafts []keyDraft, who sealed.Requester, now ti
 type keyDraft struct {
 	terms    keyTerms
 	decision sealed.Decision
+	decided  []decisionlog.Event
 }
 
 // decideKeys decides every key into the manifest. Denied keys stay listed with
@@ -251,16 +255,17 @@ func (b *backend) decideKeys(ctx context.Context, s logical.Storage, r runRow, e
 		return nil, err
 	}
 	keys := make([]keyTerms, 0, len(eff.Keys))
-	for _, k := range eff.Keys {
-		keys = append(keys, termsOf(k, eff.digests[k.Name]))
+	for i := range eff.Keys {
+		keys = append(keys, termsOf(&eff.Keys[i], eff.digests[eff.Keys[i].Name]))
 	}
 	decisions, err := b.askAll(ctx, s, bundle, phaseEnqueue, r, m.Requester, keys, "")
 	if err != nil {
 		return nil, err
 	}
-	var drafts []keyDraft
+	drafts := make([]keyDraft, 0, len(keys))
+	m.Keys = make([]sealed.ManifestKey, 0, len(keys))
 	for i, terms := range keys {
-		mk := manifestKey(terms, decisions[i])
+		mk := manifestKey(terms, decisions[i].Decision)
 		if terms.key.Ended == "" {
 			if err := b.covered(ctx, s, r.keySubject(mk, cfg.TrustDomain)); errors.Is(err, sealed.ErrRevoked) {
 				mk.Decision = sealed.Combine(mk.Decision, sealed.Deny(sealed.ReasonRevoked, "a revocation covers the key"))
@@ -268,7 +273,7 @@ func (b *backend) decideKeys(ctx context.Context, s logical.Storage, r runRow, e
 				return nil, err
 			}
 			terms = terms.under(mk.Decision.Obligations)
-			drafts = append(drafts, keyDraft{terms: terms, decision: mk.Decision})
+			drafts = append(drafts, keyDraft{terms: terms, decision: mk.Decision, decided: decisions[i].decided})
 		}
 		mk.Delivery, mk.Bindings = terms.delivery, terms.bindings
 		m.Keys = append(m.Keys, mk)

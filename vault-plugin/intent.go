@@ -47,7 +47,7 @@ func (b *backend) intend(ctx context.Context, s logical.Storage, c credsCall) (i
 		}
 		a, approved, err := b.approvalFor(ctx, s, r, v.bundle, v.terms, v.Decision, c.Reason)
 		if err != nil {
-			return in, b.deniedKey(ctx, s, r, c.key, v.Decision, err)
+			return in, b.deniedKey(ctx, s, r, c.key, v.Decision, err, v.decided...)
 		}
 		if !approved {
 			return in, pending(a.ID)
@@ -105,11 +105,11 @@ const undoLimit = 5 * time.Second
 
 func (b *backend) logIntent(ctx context.Context, s logical.Storage, r runRow, g grantRow, v verdict, entry *arrival) error {
 	entry.over()
-	_, err := b.record(ctx, s, audit.Event{Type: "issue.intent", Run: string(r.ID), Body: map[string]any{
+	_, err := b.record(ctx, s, withDecided(audit.Event{Type: "issue.intent", Run: string(r.ID)}, map[string]any{
 		"key": g.Key, "grant": g.ID, "approval": g.Approval, "delivery": g.Delivery, "source": g.Source, "profile": g.Profile,
 		"profile_version": v.terms.key.Origin.Version, "effect": v.Effect, "reasons": codes(v.Decision),
 		"pinned": r.m.Bundle.Digest, "bundle": v.bundle.Ref().Digest, "epoch": g.Epoch, "ttl": int64(g.TTL.Std() / time.Second),
-	}})
+	}, v.decided)...)
 	if errors.Is(err, audit.ErrBudget) {
 		b.mem.spend(r.ID)
 		return errBudget

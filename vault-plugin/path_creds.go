@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"sealed.dev/sealed/internal/audit"
+	"sealed.dev/sealed/internal/decisionlog"
 	"sealed.dev/sealed/internal/sealed"
 )
 
@@ -186,18 +187,19 @@ func pending(id sealed.ApprovalID) error {
 
 // draftGrant decides and drafts the grant. Its effect is allow or require_approval.
 func (b *backend) draftGrant(ctx context.Context, s logical.Storage, r runRow, c credsCall) (grantRow, verdict, error) {
+	var v verdict
 	deny := func(d sealed.Decision, cause error) error {
 		if err := c.vouched(); err != nil {
 			return err
 		}
-		return b.deniedKey(ctx, s, r, c.key, d, cause)
+		return b.deniedKey(ctx, s, r, c.key, d, cause, v.decided...)
 	}
 	// The epoch is read before everything that a revocation could change.
 	epoch, err := b.epoch(ctx, s)
 	if err != nil {
 		return grantRow{}, verdict{}, err
 	}
-	v, err := b.decideAgain(ctx, s, phaseIssue, r, c.key, c.Reason, c.look)
+	v, err = b.decideAgain(ctx, s, phaseIssue, r, c.key, c.Reason, c.look)
 	if err != nil {
 		return grantRow{}, v, err
 	}
@@ -247,15 +249,15 @@ func (b *backend) coveredGrant(ctx context.Context, s logical.Storage, r runRow,
 	return b.covered(ctx, s, g.subject(r, cfg.TrustDomain))
 }
 
-// deniedKey logs a denial and returns the one answer to every denial (F23).
+// deniedKey logs a denial, with what was asked for it, and returns the one answer to every denial (F23).
 // Another error passes through.
-func (b *backend) deniedKey(ctx context.Context, s logical.Storage, r runRow, name sealed.KeyName, d sealed.Decision, cause error) error {
+func (b *backend) deniedKey(ctx context.Context, s logical.Storage, r runRow, name sealed.KeyName, d sealed.Decision, cause error, decided ...decisionlog.Event) error {
 	if !errors.Is(cause, sealed.ErrDenied) && !errors.Is(cause, sealed.ErrRevoked) {
 		return cause
 	}
-	_, err := b.record(ctx, s, audit.Event{Type: "policy.denied", Run: string(r.ID), Body: map[string]any{
+	_, err := b.record(ctx, s, withDecided(audit.Event{Type: "policy.denied", Run: string(r.ID)}, map[string]any{
 		"key": name, "reasons": codes(d), "pinned": r.m.Bundle.Digest,
-	}})
+	}, decided)...)
 	if err != nil && !errors.Is(err, audit.ErrBudget) {
 		return err
 	}

@@ -46,6 +46,7 @@ func (b *backend) pathPolicy() []*framework.Path {
 			HelpDescription: "Nothing is issued and nothing is logged. The answer is that of the bundle in force at the time in the input.",
 		},
 		b.pathPolicyKeys(),
+		b.pathPolicyBundle(),
 	}
 }
 

@@ -83,7 +83,7 @@ func (b *backend) considerKey(ctx context.Context, s logical.Storage, r runRow, 
 	if v.Effect != sealed.EffectDeny {
 		err := b.coveredGrant(ctx, s, r, grantRow{Profile: v.terms.key.Origin.Name, Key: mr.Key, Source: v.terms.spec.Source})
 		if errors.Is(err, sealed.ErrRevoked) {
-			v = refuse(sealed.ReasonRevoked, "a revocation covers the key")
+			v.Decision = sealed.Deny(sealed.ReasonRevoked, "a revocation covers the key")
 		} else if err != nil {
 			return sealed.MoreAnswer{}, err
 		}
@@ -93,7 +93,7 @@ func (b *backend) considerKey(ctx context.Context, s logical.Storage, r runRow, 
 		a, approved, err := b.approvalFor(ctx, s, r, v.bundle, v.terms, v.Decision, mr.Reason)
 		switch {
 		case errors.Is(err, sealed.ErrDenied):
-			v = refuse("approval_denied", "a person said no")
+			v.Decision = sealed.Deny("approval_denied", "a person said no")
 			out.Effect, out.Reasons = v.Effect, v.Reasons
 		case err != nil:
 			return out, err
@@ -104,7 +104,7 @@ func (b *backend) considerKey(ctx context.Context, s logical.Storage, r runRow, 
 		}
 	}
 	if out.Effect == sealed.EffectDeny {
-		if err := b.deniedKey(ctx, s, r, mr.Key, v.Decision, sealed.ErrDenied); !errors.Is(err, errRefused) {
+		if err := b.deniedKey(ctx, s, r, mr.Key, v.Decision, sealed.ErrDenied, v.decided...); !errors.Is(err, errRefused) {
 			return out, err
 		}
 		return out, nil

@@ -9,6 +9,7 @@ import (
 
 	"github.com/hashicorp/vault/sdk/logical"
 
+	"sealed.dev/sealed/internal/decisionlog"
 	"sealed.dev/sealed/internal/sealed"
 )
 
@@ -41,6 +42,8 @@ type runRow struct {
 	Approvals map[sealed.ApprovalID]string `json:"approvals,omitempty"`
 
 	m *sealed.Manifest // decoded Manifest; shared, never changed
+
+	decided []decisionlog.Event // at this enqueue, until it is logged; not stored
 }
 
 // A stateChange is one line of a run's history.

@@ -165,3 +165,15 @@ func TestRevocationsAreLimited(t *testing.T) {
 	w.clock.add(time.Minute)
 	w.must("op", "revocations", rev)
 }
+
+// BenchmarkWatchHost is the engine's part of one call for twenty live runs
+// without a wait.
+func BenchmarkWatchHost(b *testing.B) {
+	w := newWorld(b)
+	r := sealed.HostWatchRequest{Runs: w.rows(20, sealed.RunClaimed, nil)}
+	for b.Loop() {
+		if a, err := w.watchHost(r); err != nil || len(a.Continue) != 20 {
+			b.Fatalf("%+v %v", a, err)
+		}
+	}
+}

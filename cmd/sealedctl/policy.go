@@ -26,14 +26,18 @@ import (
 )
 
 func newPolicyCmd(a *app) *cobra.Command {
-	return group("policy", "Sign and upload the policy that decides",
+	return group("policy", "Write, test, sign and upload the policy that decides, and check what it decided",
 		`The engine decides by a signed OPA bundle with a rising sequence and an expiry.
 Whoever has the signing key decides what agents may have: keep it apart.
 
+  sealedctl policy init policy && sealedctl policy test policy/policies
+  sealedctl policy eval --bundle default --risk high
   sealedctl policy keygen policy-key.pem
   sealedctl policy upload --default --key policy-key.pem
-  sealedctl policy status`,
-		newPolicyUploadCmd(a), newPolicyStatusCmd(a), newPolicyKeygenCmd(a))
+  sealedctl policy replay --since 24h`,
+		newPolicyInitCmd(a), newPolicyFmtCmd(a), newPolicyCheckCmd(a), newPolicyTestCmd(a), newPolicyEvalCmd(a),
+		newPolicyBuildCmd(a), newPolicySignCmd(a), newPolicyVerifyCmd(a), newPolicyUploadCmd(a), newPolicyStatusCmd(a), newPolicyKeygenCmd(a),
+		newPolicyDecisionsCmd(a), newPolicyReplayCmd(a), newPolicyDiffCmd(a), newPolicyExplainCmd(a))
 }
 
 // bundleLife is how long a bundle holds unless told otherwise.

@@ -1,13 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"os"
-	"os/exec"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -20,12 +19,14 @@ func newProfileCmd(a *app) *cobra.Command {
 	return group("profile", "Say which keys exist and who may use them",
 		`A profile is a set of named keys at one level of the cascade system, workflow,
 user. It is a document in YAML or JSON. Every change makes a new version, and
-is made only if the version it was made from is still the newest.
+is made only if the version it was made from is still the newest. ~/NAME is one
+of your own, at level user.
 
   sealedctl profile create -f release.yaml
-  sealedctl profile edit team/release`,
+  sealedctl profile preview team/release --agent claude-code --workflow release`,
 		newProfileWriteCmd(a, false), newProfileWriteCmd(a, true), newProfileShowCmd(a), newProfileListCmd(a),
-		newProfileEditCmd(a), newProfileDeleteCmd(a))
+		newProfileEditCmd(a), newProfilePatchCmd(a), newProfileDeleteCmd(a),
+		newProfilePreviewCmd(a), newProfileMatrixCmd(a), newProfileHistoryCmd(a), newProfileDiffCmd(a))
 }
 
 // parseProfile reads a profile in YAML or JSON; errors name the field.
@@ -33,6 +34,24 @@ func parseProfile(doc []byte) (sealed.Profile, error) {
 	strict, err := toJSON(doc)
 	if err != nil {
 		return sealed.Profile{}, err
+	}
+	return sealed.ParseProfile(strict)
+}
+
+// readProfile is parseProfile for a document that may say ~ in its name.
+func (a *app) readProfile(ctx context.Context, doc []byte) (sealed.Profile, error) {
+	strict, err := toJSON(doc)
+	if err != nil {
+		return sealed.Profile{}, err
+	}
+	if bytes.Contains(strict, []byte(`"`+ownPrefix)) {
+		e, err := a.engine(ctx)
+		if err != nil {
+			return sealed.Profile{}, err
+		}
+		if strict, err = ownDocument(ctx, e, strict); err != nil {
+			return sealed.Profile{}, err
+		}
 	}
 	return sealed.ParseProfile(strict)
 }
@@ -59,7 +78,7 @@ was made from: if somebody else has changed the profile since, nothing is writte
 		if err != nil {
 			return err
 		}
-		p, err := parseProfile(doc)
+		p, err := a.readProfile(cmd.Context(), doc)
 		if err != nil {
 			return err
 		}
@@ -89,31 +108,6 @@ func (a *app) writeProfile(ctx context.Context, e *vaultclient.Engine, p sealed.
 	}
 	out := sealed.ProfileRef{Level: p.Level, Name: p.Name, Version: version}
 	return a.print(out, func(w io.Writer) { row(w, out.Level, out.Name, "version", out.Version) })
-}
-
-// findProfile reads a profile at a level, or at the strongest that has it.
-func findProfile(ctx context.Context, e *vaultclient.Engine, level, name string, version int) (vaultclient.StoredProfile, error) {
-	n, err := sealed.ParseProfileName(name)
-	if err != nil {
-		return vaultclient.StoredProfile{}, err
-	}
-	levels := []string{level}
-	if level == "" {
-		levels = []string{sealed.LevelUser, sealed.LevelWorkflow, sealed.LevelSystem}
-	}
-	for _, l := range levels {
-		p, err := e.Profile(ctx, l, n, version)
-		if !errors.Is(err, sealed.ErrNotFound) {
-			return p, err
-		}
-	}
-	return vaultclient.StoredProfile{}, fmt.Errorf("reading profile %s: %w", name, sealed.ErrNotFound)
-}
-
-func levelFlag(cmd *cobra.Command, to *string) {
-	cmd.Flags().StringVar(to, "level", "", "system, workflow or user (default: the strongest that has it)")
-	_ = cmd.RegisterFlagCompletionFunc("level", cobra.FixedCompletions(
-		[]string{sealed.LevelSystem, sealed.LevelWorkflow, sealed.LevelUser}, cobra.ShellCompDirectiveNoFileComp))
 }
 
 func newProfileShowCmd(a *app) *cobra.Command {
@@ -163,7 +157,14 @@ func profileTable(w io.Writer, p sealed.Profile) {
 		for _, b := range k.Bindings {
 			hosts = append(hosts, b.Host)
 		}
-		row(w, name, k.Source, k.Ref.Path, k.Risk, k.Delivery, join(k.Agents), join(hosts))
+		source := string(k.Source)
+		switch {
+		case k.Tombstone:
+			source = "(ended)"
+		case source == "":
+			source = "(narrows)"
+		}
+		row(w, name, source, dash(k.Ref.Path), dash(k.Risk), dash(string(k.Delivery)), join(k.Agents), join(hosts))
 	}
 }
 
@@ -177,9 +178,11 @@ func requesters(r sealed.Requesters) string {
 
 func newProfileListCmd(a *app) *cobra.Command {
 	var level string
+	var all bool
 	cmd := &cobra.Command{
 		Use: "list", Short: "List profiles", Args: cobra.NoArgs,
-		Long: `List shows the profiles of every level, or of one.
+		Long: `List shows the profiles of every level, or of one. At level user these are your
+own, or with --all everybody's.
 
   sealedctl profile list --level workflow`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -187,7 +190,15 @@ func newProfileListCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			refs, err := listProfiles(cmd.Context(), e, level)
+			var below []string
+			if level == sealed.LevelUser && !all {
+				id, err := e.Client().Entity(cmd.Context())
+				if err != nil {
+					return fmt.Errorf("finding your own profiles: %w", err)
+				}
+				below = []string{id}
+			}
+			refs, err := listProfiles(cmd.Context(), e, level, below...)
 			if err != nil {
 				return err
 			}
@@ -200,6 +211,8 @@ func newProfileListCmd(a *app) *cobra.Command {
 		},
 	}
 	levelFlag(cmd, &level)
+	cmd.Flags().Lookup("level").Usage = "system, workflow or user (default: all)"
+	cmd.Flags().BoolVar(&all, "all", false, "at level user, everybody's")
 	return cmd
 }
 
@@ -209,14 +222,14 @@ type listedProfile struct {
 	Name  sealed.ProfileName `json:"name"`
 }
 
-func listProfiles(ctx context.Context, e *vaultclient.Engine, level string) ([]listedProfile, error) {
+func listProfiles(ctx context.Context, e *vaultclient.Engine, level string, below ...string) ([]listedProfile, error) {
 	levels := []string{level}
 	if level == "" {
 		levels = []string{sealed.LevelSystem, sealed.LevelWorkflow, sealed.LevelUser}
 	}
 	out := []listedProfile{}
 	for _, l := range levels {
-		names, err := e.Profiles(ctx, l)
+		names, err := e.Profiles(ctx, l, below...)
 		if err != nil {
 			return nil, err
 		}
@@ -235,116 +248,4 @@ func profileNames(ctx context.Context, e *vaultclient.Engine) ([]string, error) 
 	}
 	slices.Sort(out)
 	return slices.Compact(out), err
-}
-
-func newProfileEditCmd(a *app) *cobra.Command {
-	var level string
-	cmd := &cobra.Command{
-		Use: "edit NAME", Short: "Change a profile in your editor", Args: cobra.ExactArgs(1),
-		Long: `Edit opens the newest version as YAML in $VISUAL, $EDITOR or vi, and writes what
-you saved as a new version. If it is refused the draft is kept, and its path shown.
-
-  sealedctl profile edit team/release`,
-		ValidArgsFunction: a.complete(profileNames),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			e, err := a.engine(cmd.Context())
-			if err != nil {
-				return err
-			}
-			p, err := findProfile(cmd.Context(), e, level, args[0], 0)
-			if err != nil {
-				return err
-			}
-			return a.editProfile(cmd.Context(), e, p.Profile)
-		},
-	}
-	levelFlag(cmd, &level)
-	return cmd
-}
-
-func (a *app) editProfile(ctx context.Context, e *vaultclient.Engine, old sealed.Profile) error {
-	before, err := yamlOf(old)
-	if err != nil {
-		return err
-	}
-	draft, err := os.CreateTemp("", "sealed-profile-*.yaml")
-	if err != nil {
-		return fmt.Errorf("making draft: %w", err)
-	}
-	_, err = draft.Write(before)
-	if err = errors.Join(err, draft.Close()); err != nil {
-		return fmt.Errorf("making draft: %w", err)
-	}
-	after, err := a.edited(ctx, draft.Name())
-	if err == nil && string(after) == string(before) {
-		a.talk("unchanged")
-		return os.Remove(draft.Name())
-	}
-	var p sealed.Profile
-	if err == nil {
-		p, err = parseProfile(after)
-	}
-	if err == nil && (p.Name != old.Name || p.Level != old.Level) {
-		err = fmt.Errorf("editing profile: %w", &sealed.FieldError{Field: "name", Reason: "name and level stay; create makes another profile"})
-	}
-	if err == nil {
-		p.Version = old.Version
-		err = a.writeProfile(ctx, e, p)
-	}
-	if err != nil {
-		return &hintError{err: err, hint: "mend the draft, then: sealedctl profile update -f " + draft.Name()}
-	}
-	return os.Remove(draft.Name())
-}
-
-// edited runs the person's editor, which may be a command with arguments, and
-// returns what it left.
-func (a *app) edited(ctx context.Context, path string) ([]byte, error) {
-	editor := "vi"
-	for _, name := range []string{"EDITOR", "VISUAL"} {
-		if v := a.getenv(name); v != "" {
-			editor = v
-		}
-	}
-	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", editor+` "$1"`, "sh", path)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.stdin, a.stderr, a.stderr
-	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("running the editor: %w", err)
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("reading draft: %w", err)
-	}
-	return b, nil
-}
-
-func newProfileDeleteCmd(a *app) *cobra.Command {
-	var level string
-	var yes bool
-	cmd := &cobra.Command{
-		Use: "delete NAME --level LEVEL", Short: "Delete a profile", Args: cobra.ExactArgs(1),
-		Long: `Delete ends a profile: new runs can't use it. Its versions stay for the runs that
-pinned them; revoke stops those.
-
-  sealedctl profile delete team/release --level workflow`,
-		ValidArgsFunction: a.complete(profileNames),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			e, err := a.engine(cmd.Context())
-			if err != nil {
-				return err
-			}
-			if err := a.sure("delete "+level+" profile "+args[0]+"?", yes); err != nil {
-				return err
-			}
-			if err := e.DeleteProfile(cmd.Context(), level, sealed.ProfileName(args[0])); err != nil {
-				return err
-			}
-			a.talk("deleted profile %s at level %s", args[0], level)
-			return nil
-		},
-	}
-	levelFlag(cmd, &level)
-	_ = cmd.MarkFlagRequired("level")
-	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "don't ask")
-	return cmd
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 
 	"sealed.dev/sealed/internal/sealed"
 )
@@ -120,6 +121,16 @@ func Split(events []Event) [][]Event {
 		}
 		out[len(out)-1] = append(out[len(out)-1], e)
 		left -= e.Size()
+	}
+	return out
+}
+
+// WithoutInputs returns copies of events without the requests, for when there are
+// too many to keep.
+func WithoutInputs(events []Event) []Event {
+	out := slices.Clone(events)
+	for i := range out {
+		out[i].Input, out[i].in, out[i].Erased = nil, nil, []string{erasedInput}
 	}
 	return out
 }

@@ -91,10 +91,19 @@ func (w *world) mints(t *testing.T) {
 	} else {
 		t.Logf("%d certificates for %d requests of %d runs", n, sum, minters)
 	}
-	harness.Eventually(t, time.Minute, "one credential of each run lives", func() bool {
-		keys, err := w.rootClient(t).List(t.Context(), fmt.Sprintf(mintLeases, mount))
-		return err == nil && len(keys) == minters
-	})
+	alive := -1
+	for end := time.Now().Add(25*time.Second); alive != minters && time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		if keys, err := w.rootClient(t).List(t.Context(), fmt.Sprintf(mintLeases, mount)); err == nil {
+			alive = len(keys)
+		}
+	}
+	if alive != minters {
+		t.Errorf("%d credentials live for %d runs", alive, minters)
+		for _, g := range guests {
+			run, err := w.Engine(t, "operator").Run(t.Context(), g.Run)
+			t.Logf("run %s is %s with %+v: %v", g.Run, run.State, run.Grants, err)
+		}
+	}
 	stop()
 	back()
 	w.Verify(t)

@@ -28,9 +28,6 @@ func (w *world) operator(t *testing.T, args ...string) {
 func (w *world) restore(t *testing.T, file string) {
 	t.Helper()
 	w.operator(t, "restore", file)
-	for i := range nodes {
-		w.unsealNode(t, i)
-	}
 	w.settle(t)
 }
 

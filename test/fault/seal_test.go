@@ -37,14 +37,13 @@ func activeSince(t *testing.T, root *vaultclient.Client) string {
 // source's limit, and lease callbacks and revocations don't wait at all. Here
 // the source is this very Vault, which answers nobody while it waits.
 func TestR20SealWithASourceThatHangs(t *testing.T) {
-	for name, act := range map[string]string{"seal": "sys/seal", "step down": "sys/step-down"} {
-		for _, m := range []moment{
-			{name: "a token is being asked for", upto: asking, call: "auth/token/create"},
-			{name: "the credential is being made", upto: asking, call: "issue/ci"},
-			{name: "the credential is made, and nobody told", upto: asking, call: "issue/ci", done: true},
-			{name: "the credential is being revoked", upto: revoking, call: "auth/token/revoke-accessor"},
-		} {
-			t.Run(name+" while "+m.name, func(t *testing.T) {
+	asked := moment{name: "a token is being asked for", upto: asking, call: "auth/token/create"}
+	making := moment{name: "the credential is being made", upto: asking, call: "issue/ci"}
+	made := moment{name: "the credential is made, and nobody told", upto: asking, call: "issue/ci", done: true}
+	undoing := moment{name: "the credential is being revoked", upto: revoking, call: "auth/token/revoke-accessor"}
+	for act, moments := range map[string][]moment{"sys/seal": {asked, making, made, undoing}, "sys/step-down": {made, undoing}} {
+		for _, m := range moments {
+			t.Run(act+" while "+m.name, func(t *testing.T) {
 				w := get(t)
 				s := w.stage(t, m)
 				s.advance(t)
