@@ -4,11 +4,11 @@ import "bytes"
 
 // Classes of bytes in the folded view. A byte that is kept has its lower-case self as class; all of those have bit 0x20 set and none below has.
 const (
-	drop   = 0
-	escape = 1 // may begin an escape or a control sequence: see token
-	zero   = 2 // '0', which may begin 0x
-	erase  = 3 // backspace
-	isKept = 0x20
+	drop    = 0
+	escape  = 1 // may begin an escape or a control sequence: see token
+	letterX = 2 // x and X: after 0 they may end the prefix of a number
+	erase   = 3 // backspace
+	isKept  = 0x20
 )
 
 const (
@@ -26,7 +26,7 @@ func classes() *[256]byte {
 	for _, c := range []byte{0x1b, '\\', '%', '&', 0xEF} {
 		t[c] = escape
 	}
-	t['0'], t['\b'] = zero, erase
+	t['x'], t['X'], t['\b'] = letterX, letterX, erase
 	return &t
 }
 

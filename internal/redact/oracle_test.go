@@ -31,7 +31,7 @@ func oracle(set *Set, in []byte) string {
 		if q.text == nil || len(p.text) != len(q.text) {
 			return len(p.text) > len(q.text)
 		}
-		if a, b := rank(&p.pattern), rank(&q.pattern); a != b {
+		if a, b := rank(&label{folded: p.folded}), rank(&label{folded: q.folded}); a != b {
 			return a < b
 		}
 		if p.start != q.start {

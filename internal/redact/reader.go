@@ -44,7 +44,6 @@ func (r *Reader) Counts() []Count { return r.s.report(r.name) }
 
 // fill reads once from src.
 func (r *Reader) fill() {
-	r.s.out = r.s.out[:0]
 	n, err := r.src.Read(r.in)
 	step := error(nil)
 	if n > 0 {

@@ -56,7 +56,7 @@ type entry struct {
 // needles is one compiled generation of a set. It never changes.
 type needles struct {
 	gen           uint64
-	exact, folded *automaton
+	exact, folded *index
 }
 
 // NewSet returns an empty set.
@@ -131,7 +131,7 @@ func compile(vals []entry) *needles {
 			exact = append(exact, trimmed(e, maskOf(m.key))...)
 		}
 	}
-	return &needles{exact: newAutomaton(exact), folded: newAutomaton(folded)}
+	return &needles{exact: newIndex(exact), folded: newIndex(folded)}
 }
 
 func check(key string, value []byte, o Options) error {

@@ -34,12 +34,14 @@ type stream struct {
 	buf    []byte
 	base   int64 // offset of buf[0]
 	done   int64 // everything before it went out, or is the start of the open mask
-	exact  exactLane
+	exact  search
 	folded foldedLane
 	masks  []mask // in order, apart from each other
 	out    []byte
+	spare  []byte        // takes the place of out while that is a part of buf
 	counts map[Count]int // N is 0 in the keys
 	mute   bool          // count only
+	direct bool          // out is a part of buf
 }
 
 // mask is the union of overlapping matches.
@@ -51,24 +53,38 @@ type mask struct {
 type match struct {
 	start  int64
 	length int
-	needle *pattern
+	label  *label
 }
 
 func newStream(set *Set) *stream {
 	return &stream{set: set, counts: make(map[Count]int), folded: foldedLane{class: classes()}}
 }
 
-// feed takes in p and puts what is certain into s.out. Callers cut long input into pieces, which bounds buf.
+// feed takes in p and puts what is certain into s.out, which is good until the next call. Callers cut long input into pieces, which bounds buf.
 func (s *stream) feed(p []byte) error {
 	if err := s.arm(); err != nil {
 		return err
 	}
-	old := len(s.buf)
+	s.shrink()
 	s.buf = append(s.buf, p...)
-	s.exact.read(s.buf, old, s.base+int64(old), s.found)
-	s.folded.read(s.buf, s.base, false, s.found)
+	s.read(false)
 	s.release(s.limit(true))
 	return nil
+}
+
+// read lets both lanes read what they have not read yet.
+func (s *stream) read(atEnd bool) {
+	s.exact.scan(s.buf, s.base)
+	for _, h := range s.exact.hits {
+		n := &s.exact.x.needles[h.id]
+		s.found(span{h.start, h.start + int64(n.n), int(n.n), &s.exact.x.labels[n.label]})
+	}
+	s.exact.hits = s.exact.hits[:0]
+	s.folded.read(s.buf, s.base, atEnd)
+	for _, h := range s.folded.hits {
+		s.found(h)
+	}
+	s.folded.hits = s.folded.hits[:0]
 }
 
 // arm takes up a new generation of the set and looks for its needles in what is held. Matches that were found stay.
@@ -80,11 +96,11 @@ func (s *stream) arm() error {
 	if err != nil {
 		return err
 	}
+	s.shrink()
 	s.needs = n
-	s.exact = exactLane{a: n.exact}
+	s.exact.restart(n.exact, s.done)
 	s.folded.reset(n.folded, s.done)
-	s.exact.read(s.buf, int(s.done-s.base), s.done, s.found)
-	s.folded.read(s.buf, s.base, false, s.found)
+	s.read(false)
 	return nil
 }
 
@@ -93,6 +109,7 @@ func (s *stream) flush() error {
 	if err := s.arm(); err != nil {
 		return err
 	}
+	s.shrink()
 	s.release(s.limit(false))
 	if len(s.masks) > 0 && s.masks[0].start < s.done {
 		s.release(s.masks[0].end)
@@ -106,47 +123,60 @@ func (s *stream) close() error {
 	if err := s.arm(); err != nil {
 		return err
 	}
-	s.folded.read(s.buf, s.base, true, s.found)
-	if p, n := s.exact.a.partial(s.exact.s); p != nil {
-		s.found(s.end()-int64(n), s.end(), n, partialOf(p))
+	s.shrink()
+	s.read(true)
+	if l, n := s.exact.x.partial(s.buf); l != nil {
+		s.found(span{s.end() - int64(n), s.end(), n, partialOf(l)})
 	}
-	s.folded.hold(false)
-	if p, n := s.folded.a.partial(s.folded.s); p != nil {
-		i := len(s.folded.text)
-		s.found(max(s.folded.start(i, n), s.folded.floor), s.folded.end(i), n, partialOf(p))
+	f := &s.folded
+	if i := f.live(); i < len(f.text) {
+		if l, n := f.x.partial(f.text[i:]); l != nil {
+			i := len(f.text)
+			last := f.offset(i - 1)
+			size, _ := token(s.buf[last-s.base:], 'a', true)
+			s.found(span{max(f.offset(i-n), f.floor), last + int64(size), n, partialOf(l)})
+		}
 	}
 	s.release(s.end())
-	clear(s.buf[:cap(s.buf)])
-	clear(s.folded.text[:cap(s.folded.text)])
 	return nil
 }
 
-func partialOf(p *pattern) *pattern { return &pattern{key: p.key, form: formPartial, folded: p.folded} }
+// wipe overwrites what the stream holds, once its last output was used.
+func (s *stream) wipe() {
+	clear(s.buf[:cap(s.buf)])
+	clear(s.folded.text[:cap(s.folded.text)])
+}
+
+func partialOf(l *label) *label { return &label{key: l.key, form: formPartial, folded: l.folded} }
 
 func (s *stream) end() int64 { return s.base + int64(len(s.buf)) }
 
 // limit returns the first byte that may still become part of a match. With strict, that includes a beginning of an escape and matches that backspaces could mend.
 func (s *stream) limit(strict bool) int64 {
-	exact := s.end() - int64(s.exact.a.alive(s.exact.s))
+	exact := s.end()
+	if s.exact.x.longest > 0 {
+		exact = s.exact.live(s.buf, s.base)
+	}
 	folded := s.folded.hold(strict)
-	if !strict && s.folded.a.alive(s.folded.s) == 0 {
+	if !strict && s.folded.live() == len(s.folded.text) {
 		folded = s.end()
 	}
 	return max(min(exact, folded), s.done)
 }
 
-// found is the hit function of both lanes.
-func (s *stream) found(start, end int64, length int, p *pattern) {
-	if start = max(start, s.done); start >= end {
+// found takes in a match.
+func (s *stream) found(h span) {
+	start, end := max(h.start, s.done), h.end
+	if start >= end {
 		return
 	}
 	// masks[i:j] overlap the match.
 	i := sort.Search(len(s.masks), func(i int) bool { return s.masks[i].end > start })
 	j := i
-	if i == len(s.masks)-1 && s.masks[i].extend(start, end, length, p) {
+	if i == len(s.masks)-1 && s.masks[i].extend(start, h) {
 		return
 	}
-	m := mask{start: start, end: end, best: []match{{start, length, p}}}
+	m := mask{start: start, end: end, best: []match{{start, h.length, h.label}}}
 	for ; j < len(s.masks) && s.masks[j].start < end; j++ {
 		m.start, m.end = min(m.start, s.masks[j].start), max(m.end, s.masks[j].end)
 		m.best = append(m.best, s.masks[j].best...)
@@ -158,13 +188,13 @@ func (s *stream) found(start, end int64, length int, p *pattern) {
 }
 
 // extend adds a match that overlaps m and tells nothing new about its key, and reports whether it did. It keeps periodic streams cheap.
-func (m *mask) extend(start, end int64, length int, p *pattern) bool {
+func (m *mask) extend(start int64, h span) bool {
 	if m.start > start || m.end <= start {
 		return false
 	}
 	for _, b := range m.best {
-		if b.needle == p && b.length >= length {
-			m.end = max(m.end, end)
+		if b.label == h.label && b.length >= h.length {
+			m.end = max(m.end, h.end)
 			return true
 		}
 	}
@@ -176,15 +206,15 @@ func longestOfEach(all []match) []match {
 	slices.SortFunc(all, func(a, b match) int {
 		return cmp.Or(
 			cmp.Compare(b.length, a.length),
-			cmp.Compare(rank(a.needle), rank(b.needle)),
+			cmp.Compare(rank(a.label), rank(b.label)),
 			cmp.Compare(a.start, b.start),
-			cmp.Compare(a.needle.key, b.needle.key),
-			cmp.Compare(a.needle.form, b.needle.form),
+			cmp.Compare(a.label.key, b.label.key),
+			cmp.Compare(a.label.form, b.label.form),
 		)
 	})
 	kept := all[:0]
 	for _, m := range all {
-		if !slices.ContainsFunc(kept, func(k match) bool { return k.needle.key == m.needle.key }) {
+		if !slices.ContainsFunc(kept, func(k match) bool { return k.label.key == m.label.key }) {
 			kept = append(kept, m)
 		}
 	}
@@ -192,7 +222,7 @@ func longestOfEach(all []match) []match {
 }
 
 // rank prefers the exact view, which names a form more precisely.
-func rank(p *pattern) int {
+func rank(p *label) int {
 	if p.folded {
 		return 1
 	}
@@ -219,31 +249,47 @@ func (s *stream) release(limit int64) {
 	if len(s.masks) == 0 || s.masks[0].start >= limit {
 		s.plain(limit)
 	}
-	s.shrink()
 }
 
-// plain puts out the bytes up to offset as they are.
+// plain puts out the bytes up to offset as they are. The first of them need no copy, as long as nothing follows.
 func (s *stream) plain(offset int64) {
 	if offset <= s.done {
 		return
 	}
-	if !s.mute {
-		s.out = append(s.out, s.buf[s.done-s.base:offset-s.base]...)
+	if p := s.buf[s.done-s.base : offset-s.base]; !s.mute {
+		if len(s.out) == 0 && !s.direct {
+			s.direct, s.out, s.spare = true, p, s.out
+		} else {
+			s.own()
+			s.out = append(s.out, p...)
+		}
 	}
 	s.done = offset
 }
 
-func (s *stream) masked(m mask) {
-	if !s.mute {
-		s.out = append(s.out, maskOf(m.best[0].needle.key)...)
-	}
-	for _, b := range m.best {
-		s.counts[Count{Key: b.needle.key, Form: b.needle.form}]++
+// own makes sure that out is not a part of buf.
+func (s *stream) own() {
+	if s.direct {
+		s.direct, s.out = false, append(s.spare[:0], s.out...)
 	}
 }
 
-// shrink drops bytes from buf that nobody needs any more.
+func (s *stream) masked(m mask) {
+	if !s.mute {
+		s.own()
+		s.out = append(s.out, maskOf(m.best[0].label.key)...)
+	}
+	for _, b := range m.best {
+		s.counts[Count{Key: b.label.key, Form: b.label.form}]++
+	}
+}
+
+// shrink takes back out, which has been used, and drops bytes from buf that nobody needs any more.
 func (s *stream) shrink() {
+	if s.direct {
+		s.direct, s.out = false, s.spare
+	}
+	s.out = s.out[:0]
 	n := min(s.done, s.folded.next) - s.base
 	s.buf = s.buf[:copy(s.buf, s.buf[n:])]
 	s.base += n

@@ -60,6 +60,7 @@ func (w *Writer) Close() error {
 		return nil
 	}
 	w.closed = true
+	defer w.s.wipe()
 	return w.do(w.s.close)
 }
 
@@ -86,7 +87,6 @@ func (w *Writer) do(step func() error) error {
 	if err == nil && n < len(w.s.out) {
 		err = io.ErrShortWrite
 	}
-	w.s.out = w.s.out[:0]
 	if err != nil {
 		w.err = fmt.Errorf("writing redacted %s: %w", w.name, err)
 	}
