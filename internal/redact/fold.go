@@ -1,14 +1,16 @@
 package redact
 
-import "bytes"
+import (
+	"bytes"
+	"encoding/binary"
+)
 
-// Classes of bytes in the folded view. A byte that is kept has its lower-case self as class; all of those have bit 0x20 set and none below has.
+// Classes of bytes in the folded view. A byte that is kept has its lower-case self as class; none below isKept is kept.
 const (
-	drop    = 0
-	escape  = 1 // may begin an escape or a control sequence: see token
-	letterX = 2 // x and X: after 0 they may end the prefix of a number
-	erase   = 3 // backspace
-	isKept  = 0x20
+	drop   = 0
+	escape = 1 // may begin an escape, a control sequence or a wide form: see token
+	erase  = 2 // backspace
+	isKept = 0x20
 )
 
 const (
@@ -17,17 +19,77 @@ const (
 	maxDoubled = 8   // rounds of escaping an escape that are followed
 )
 
-// classes returns the class of each byte.
-func classes() *[256]byte {
-	var t [256]byte
-	for c := range t {
-		t[c] = asciiAlnum(byte(c))
+// kindOf returns the class of a byte.
+func kindOf(c byte) byte {
+	if k := asciiAlnum(c); k != 0 {
+		return k
 	}
-	for _, c := range []byte{0x1b, '\\', '%', '&', 0xEF} {
-		t[c] = escape
+	switch c {
+	case 0x1b, '\\', '%', '&', 0xEF:
+		return escape
+	case '\b':
+		return erase
 	}
-	t['x'], t['X'], t['\b'] = letterX, letterX, erase
-	return &t
+	return drop
+}
+
+// pairTable says for two bytes, the first one low, which characters they leave: in the low 16 bits, and their number above. special is set if one of the
+// bytes is more than kept or dropped.
+type pairTable [1 << 16]uint32
+
+const special = 1 << 31
+
+func newPairTable() *pairTable {
+	t := new(pairTable)
+	var classes [256]byte
+	for c := range classes {
+		classes[c] = kindOf(byte(c))
+	}
+	for lo, a := range classes {
+		for hi, b := range classes {
+			e := uint32(0)
+			switch {
+			case a == escape || a == erase || b == escape || b == erase:
+				e = special
+			case a != 0 && b != 0:
+				e = uint32(a) | uint32(b)<<8 | 2<<16
+			case a != 0 || b != 0:
+				e = uint32(a|b) | 1<<16
+			}
+			t[hi<<8|lo] = e
+		}
+	}
+	return t
+}
+
+// fold appends what p[i:end] leaves to text, of which k characters are in use and as many as end-i free. It stops before a special byte and returns where,
+// and the new k.
+func (t *pairTable) fold(text []byte, k int, p []byte, i, end int) (int, int) {
+	for i <= end-8 && k+8 <= len(text) {
+		w := binary.LittleEndian.Uint64(p[i:])
+		a, b, c, d := t[uint16(w)], t[uint16(w>>16)], t[uint16(w>>32)], t[uint16(w>>48)]
+		if (a|b|c|d)&special != 0 {
+			break
+		}
+		binary.LittleEndian.PutUint16(text[k:], uint16(a))
+		k += int(a >> 16)
+		binary.LittleEndian.PutUint16(text[k:], uint16(b))
+		k += int(b >> 16)
+		binary.LittleEndian.PutUint16(text[k:], uint16(c))
+		k += int(c >> 16)
+		binary.LittleEndian.PutUint16(text[k:], uint16(d))
+		k += int(d >> 16)
+		i += 8
+	}
+	for ; i < end; i++ {
+		e := t[p[i]] // with NUL as its second byte, which is dropped
+		if e&special != 0 {
+			break
+		}
+		text[k] = byte(e)
+		k += int(e >> 16)
+	}
+	return i, k
 }
 
 // asciiAlnum returns the lower-case form of an ASCII letter or digit, and 0 for any other byte.
@@ -55,21 +117,20 @@ func foldPlain(v []byte) []byte {
 // foldDecoded folds v as the folded view does with a stream of just v, except for backspaces, which are dropped.
 func foldDecoded(v []byte) []byte {
 	var out []byte
-	prev := byte(0)
 	for len(v) > 0 {
-		n, k := token(v, prev, true)
+		n, k := token(v, true)
 		if k != 0 {
 			out = append(out, k)
 		}
-		prev, v = v[n-1], v[n:]
+		v = v[n:]
 	}
 	return out
 }
 
 // token reads one unit of the folded view from the front of p: how many bytes it takes and the character they stand for, 0 for none. It returns n = 0 if that
-// depends on bytes after p; with atEnd there are none. prev is the byte before p. Every byte here is the workload's, so each rule has a limit
-// on how far it looks, and what is not a complete escape is read as plain text from its second byte on.
-func token(p []byte, prev byte, atEnd bool) (n int, kept byte) {
+// depends on bytes after p; with atEnd there are none. Every byte here is the workload's, so each rule has a limit on how far it looks, and what is not a
+// complete escape is read as plain text from its second byte on.
+func token(p []byte, atEnd bool) (n int, kept byte) {
 	switch p[0] {
 	case 0x1b:
 		n = controlLen(p)
@@ -81,8 +142,6 @@ func token(p []byte, prev byte, atEnd bool) (n int, kept byte) {
 		n, kept = entity(p)
 	case 0xEF:
 		n, kept = fullWidth(p)
-	case '0':
-		n, kept = hexPrefix(p, prev)
 	default:
 		return 1, asciiAlnum(p[0])
 	}
@@ -230,19 +289,6 @@ func fullWidth(p []byte) (int, byte) {
 		return 3, asciiAlnum(p[2] - 0x80 + 0x60)
 	}
 	return 1, 0
-}
-
-// hexPrefix drops the 0x before a hexadecimal digit where a number may begin.
-func hexPrefix(p []byte, prev byte) (int, byte) {
-	switch {
-	case asciiAlnum(prev) != 0:
-		return 1, '0'
-	case len(p) < 2 || len(p) < 3 && p[1]|0x20 == 'x':
-		return 0, 0
-	case p[1]|0x20 == 'x' && digit(p[2]) < 16:
-		return 2, 0
-	}
-	return 1, '0'
 }
 
 // digits reads least to most digits from p[i:] and returns the length of all up to their end and the character, 0 if it needs more, 1 if there are too few.

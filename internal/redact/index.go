@@ -49,8 +49,8 @@ type class struct {
 	q, s   int
 	mask   uint64 // the first q bytes of a load
 	bits   []uint64
-	shift  uint8    // of a hash to its bit
-	lead   uint8    // of a bit to its bucket
+	most   uint64   // the last word of bits
+	few    uint64   // the last bucket
 	starts []uint32 // bucket i is places[starts[i]:starts[i+1]]
 	places []uint32 // needle<<placeBits | position in its window
 }
@@ -63,6 +63,7 @@ const (
 	maxWindow  = 24      // a window begins at the latest there
 	maxBits    = 1 << 23 // 1 MiB: more would not stay in the caches
 	multiplier = 0x9E3779B97F4A7C15
+	lowerCase  = 0x2020202020202020 // so that hexadecimal digits in both cases are one gram
 )
 
 // newIndex builds the index. Of several needles with the same text the first one counts. It keeps no reference to the texts.
@@ -161,15 +162,15 @@ func (x *index) addClass(lo, hi int) {
 	c.s = min(shortest-c.q+1, maxStride)
 	c.mask = ^uint64(0) >> (64 - 8*c.q)
 	size := 10 // log2 of the bits: one in 32 is set, while they stay in the cache
-	for size < 23 && 1<<size < 32*count*c.s {
+	for size < 22 && 1<<size < 32*count*c.s {
 		size++
 	}
-	c.shift = uint8(64 - size)
+	c.most = 1<<(size-6) - 1
 	buckets := 5
 	for buckets < size && 1<<buckets < count*c.s/2 {
 		buckets++
 	}
-	c.lead = uint8(size - buckets)
+	c.few = 1<<buckets - 1
 	x.place(&c, lo, hi, size, buckets)
 	x.classes = append(x.classes, c)
 }
@@ -199,8 +200,8 @@ func (x *index) place(c *class, lo, hi, size, buckets int) {
 		}
 	}
 	each(func(_, _ int, h uint64) {
-		c.bits[h>>6] |= 1 << (h & 63)
-		c.starts[h>>c.lead+1]++
+		c.bits[h>>40&c.most] |= 1<<(h>>58) | 1<<(h>>34&63)
+		c.starts[h>>20&c.few+1]++
 	})
 	for i := 1; i < len(c.starts); i++ {
 		c.starts[i] += c.starts[i-1]
@@ -208,7 +209,7 @@ func (x *index) place(c *class, lo, hi, size, buckets int) {
 	c.places = make([]uint32, c.starts[len(c.starts)-1])
 	next := slices.Clone(c.starts)
 	each(func(id, k int, h uint64) {
-		b := h >> c.lead
+		b := h >> 20 & c.few
 		c.places[next[b]] = uint32(id<<placeBits | k)
 		next[b]++
 	})
@@ -225,7 +226,7 @@ func (x *index) commonGrams(c *class, lo, hi int) *gramCounts {
 		}
 		text := x.text(uint32(id))
 		for i := 0; i+c.q <= len(text) && i < maxWindow+maxStride; i++ {
-			if p := &counts[c.raw(load(text, i))>>48]; *p < 255 {
+			if p := &counts[c.hash(load(text, i))>>48]; *p < 255 {
 				*p++
 			}
 		}
@@ -236,25 +237,33 @@ func (x *index) commonGrams(c *class, lo, hi int) *gramCounts {
 // rarest returns where the window of a needle is to begin: the first place where the most common gram of it is as rare as it gets.
 func (c *class) rarest(text []byte, common *gramCounts) uint16 {
 	best, least := 0, 256
+	limit := 8 // what is as rare as this stays near the front
 	for w := 0; w <= maxWindow && w+c.s-1+c.q <= len(text); w++ {
 		most := 0
 		for k := 0; k < c.s && most < least; k++ {
 			gram := load(text, w+k) & c.mask
-			most = max(most, int(common[c.raw(gram)>>48]))
+			most = max(most, int(common[gramHash(gram)>>48]))
 			if gram == gram<<8&c.mask|gram&0xff { // one byte repeated: padding, rulers, zeros
 				most = 255
 			}
 		}
-		if most+most/8 < least && least > 4 { // what is rare enough stays near the front
+		if most < least && least > limit { // what is rare enough stays near the front
 			best, least = w, most
 		}
 	}
 	return uint16(best)
 }
 
-// raw hashes a load, hash gives its bit.
-func (c *class) raw(w uint64) uint64  { return (w & c.mask) * multiplier }
-func (c *class) hash(w uint64) uint64 { return c.raw(w) >> (c.shift & 63) }
+// gramHash mixes a gram. Bits 40 and up, as far as needed, give its word of the filter, the highest six and those from 34 on its two bits in it, and bits 20 and up its bucket.
+func gramHash(gram uint64) uint64 { return (gram | lowerCase) * multiplier }
+
+func (c *class) hash(w uint64) uint64 { return gramHash(w & c.mask) }
+
+// may reports whether a gram with hash h may be in a window. False is certain.
+func (c *class) may(h uint64) bool {
+	word := c.bits[h>>40&c.most]
+	return word&(1<<(h>>58)) != 0 && word&(1<<(h>>34&63)) != 0
+}
 
 // load returns eight bytes from i on, or what there is of them.
 func load(p []byte, i int) uint64 {
@@ -268,31 +277,27 @@ func load(p []byte, i int) uint64 {
 
 // skip returns the first of the places i, i+s, … of p where a gram of the class may be, or the first where fewer than eight bytes are left.
 func (c *class) skip(p []byte, i int) int {
-	bits, s, mask, shift := c.bits, c.s, c.mask, c.shift&63
-	for i+3*s+8 <= len(p) {
-		h0 := (binary.LittleEndian.Uint64(p[i:]) & mask) * multiplier >> shift
-		h1 := (binary.LittleEndian.Uint64(p[i+s:]) & mask) * multiplier >> shift
-		h2 := (binary.LittleEndian.Uint64(p[i+2*s:]) & mask) * multiplier >> shift
-		h3 := (binary.LittleEndian.Uint64(p[i+3*s:]) & mask) * multiplier >> shift
-		b0, b1 := bits[h0>>6]>>(h0&63), bits[h1>>6]>>(h1&63)
-		b2, b3 := bits[h2>>6]>>(h2&63), bits[h3>>6]>>(h3&63)
-		if (b0|b1|b2|b3)&1 == 0 {
-			i += 4 * s
-			continue
-		}
-		switch {
-		case b0&1 != 0:
+	bits, s, mask, most := c.bits, c.s, c.mask, c.most
+	for last := len(p) - 8 - 3*s; i <= last; i += 4 * s {
+		h0 := gramHash(binary.LittleEndian.Uint64(p[i:]) & mask)
+		h1 := gramHash(binary.LittleEndian.Uint64(p[i+s:]) & mask)
+		h2 := gramHash(binary.LittleEndian.Uint64(p[i+2*s:]) & mask)
+		h3 := gramHash(binary.LittleEndian.Uint64(p[i+3*s:]) & mask)
+		if bits[h0>>40&most]&(1<<(h0>>58)) != 0 && c.may(h0) {
 			return i
-		case b1&1 != 0:
+		}
+		if bits[h1>>40&most]&(1<<(h1>>58)) != 0 && c.may(h1) {
 			return i + s
-		case b2&1 != 0:
+		}
+		if bits[h2>>40&most]&(1<<(h2>>58)) != 0 && c.may(h2) {
 			return i + 2*s
 		}
-		return i + 3*s
+		if bits[h3>>40&most]&(1<<(h3>>58)) != 0 && c.may(h3) {
+			return i + 3*s
+		}
 	}
-	for ; i+8 <= len(p); i += s {
-		h := (binary.LittleEndian.Uint64(p[i:]) & mask) * multiplier >> shift
-		if bits[h>>6]>>(h&63)&1 != 0 {
+	for ; i <= len(p)-8; i += s {
+		if c.may(gramHash(binary.LittleEndian.Uint64(p[i:]) & mask)) {
 			break
 		}
 	}

@@ -6,31 +6,44 @@ const (
 	ghostDepth = 4        // shorter broken matches are forgotten at once
 	ghostReach = 4 << 10  // and so are those that lie further back
 	maxErase   = 64       // backspaces in a row
-	batch      = 4 << 10
-	maxOffsets = 1 << 30
+	batch      = 8 << 10
+	runBytes   = 256 // in a run at most
 )
 
 // foldedLane looks for needles in the folded view.
 //
 // Its outcome is a function of the bytes alone, not of how they arrive: token decides only when it has seen enough, all limits count bytes or
 // characters of the stream, and what a backspace takes back was looked at before.
+//
+// The plan:
+//  1. Two bytes at a time, a table tells which characters they leave, how many, and whether there is more to it. Only then token reads them.
+//  2. Where the characters came from is not kept for each of them, but for runs of bytes that step 1 read, and for each token. The place of a
+//     character is found by counting back from the end of its run.
+//  3. The characters are searched like the bytes of the exact view.
 type foldedLane struct {
 	x     *index
 	f     search
-	class *[256]byte
+	pairs *pairTable
 	next  int64 // offset of the first byte not read yet
-	prev  byte  // the byte before, and the one before that
-	prev2 byte
 	floor int64 // matches do not reach back beyond this
+	buf   []byte
+	base  int64 // offset of buf[0]
 
-	// The last kept characters, and of each the offset of its first byte, counted from zero. gone characters were before text[0]; top is the most there
-	// ever were.
+	// The last kept characters and their runs. gone characters were before text[0]; top is the most there ever were.
 	text []byte
-	at   []uint32
-	zero int64
+	runs []run
 	gone int64
 	top  int64
 	hits []span
+	// No match begins with a character before barrier: it would hold too many dropped bytes.
+	barrier int64
+}
+
+// run is bytes that left the characters from first to last, without last. Unless it is a token, each of those is one byte.
+type run struct {
+	first, last int64
+	start, end  int64 // offsets
+	token       bool
 }
 
 // span is a match in offsets of the stream, of which length are characters of the needle.
@@ -41,130 +54,83 @@ type span struct {
 }
 
 // reset forgets everything and goes on at offset.
-func (l *foldedLane) reset(x *index, offset int64) {
-	l.x, l.next, l.floor, l.zero = x, offset, offset, offset
-	l.text, l.at = l.text[:0], l.at[:0]
-	l.gone, l.top = 0, 0
+func (l *foldedLane) reset(x *index, pairs *pairTable, offset int64) {
+	l.x, l.pairs, l.next, l.floor = x, pairs, offset, offset
+	l.text, l.runs = l.text[:0], l.runs[:0]
+	l.gone, l.top, l.barrier = 0, 0, 0
 	l.f.mend = ghosts
 	l.f.restart(x, 0)
 }
 
 // read reads p, whose first byte has the absolute offset base, from l.next on, and puts matches into hits. It leaves what token cannot decide yet.
 func (l *foldedLane) read(p []byte, base int64, atEnd bool) {
+	l.buf, l.base = p, base
 	if l.x.longest == 0 {
 		l.next = base + int64(len(p))
 		return
 	}
 	for i := int(l.next - base); i < len(p); {
 		l.room()
-		j, more := l.take(p, i, base, atEnd)
-		l.scan(p, base)
-		if j == i && !more {
+		j, undecided := l.take(i, atEnd)
+		l.next = base + int64(j)
+		l.scan()
+		if undecided {
 			return
 		}
-		l.passed(p, i, j)
-		l.next = base + int64(j)
-		if i = j; i < len(p) && l.class[p[i]] == erase {
+		if i = j; i < len(p) && p[i] == '\b' {
 			l.erase()
-			l.passed(p, i, i+1)
-			l.next++
 			i++
+			l.next++
 		}
 	}
 }
 
-// passed remembers the last bytes of p[i:j].
-func (l *foldedLane) passed(p []byte, i, j int) {
-	switch {
-	case j-i >= 2:
-		l.prev2, l.prev = p[j-2], p[j-1]
-	case j-i == 1:
-		l.prev2, l.prev = l.prev, p[j-1]
-	}
-}
-
-// take appends kept characters until a backspace, the end of p, an undecided token or a full batch. It returns the index of the first byte it did not
-// take, and whether there is something to do at once.
-func (l *foldedLane) take(p []byte, i int, base int64, atEnd bool) (int, bool) {
-	k, first := len(l.text), i
+// take appends kept characters until a backspace, the end of buf, an undecided token or a full batch. It returns the index of the first byte it did not
+// take, and whether that cannot be decided yet.
+func (l *foldedLane) take(i int, atEnd bool) (_ int, undecided bool) {
+	p, k := l.buf, len(l.text)
 	room := min(cap(l.text), k+batch)
-	text, at, class := l.text[:room], l.at[:room], l.class
-	delta := uint32(base - l.zero)
-	before := func(j int) byte { // the byte before p[j]
-		switch first - j {
-		case 0:
-			return l.prev
-		case 1:
-			return l.prev2
+	text := l.text[:room]
+	for i < len(p) && k+runBytes <= room {
+		from, first := i, k
+		i, k = l.pairs.fold(text, k, p, i, min(len(p), i+runBytes))
+		if i > from {
+			l.ran(first, k, from, i, false)
 		}
-		return p[j-1]
-	}
-	last := len(p) // a 0 in the end may begin 0x
-	if !atEnd {
-		last -= l.zeros(p, i, before)
-	}
-	more := true
-	for i < last && k < room {
-		// The common case first, without a branch on kept or dropped.
-		end := min(last, i+room-k)
-		for ; i < end; i++ {
-			c := class[p[i]]
-			if c-1 < isKept-1 {
+		if i == len(p) || kindOf(p[i]) != escape {
+			if i < len(p) && p[i] == '\b' {
 				break
 			}
-			text[k], at[k] = c, uint32(i)+delta
-			k += int(c >> 5 & 1)
-		}
-		if i == end {
 			continue
 		}
-		c := class[p[i]]
-		if c == erase {
-			break
-		}
-		if c == letterX {
-			if k > 0 && text[k-1] == '0' && at[k-1] == uint32(i)+delta-1 && asciiAlnum(before(i-1)) == 0 && i+1 < len(p) && digit(p[i+1]) < 16 {
-				k--
-			} else {
-				text[k], at[k] = 'x', uint32(i)+delta
-				k++
-			}
-			i++
-			continue
-		}
-		n, c := token(p[i:], before(i), atEnd)
+		n, c := token(p[i:], atEnd)
 		if n == 0 {
-			more = false
+			undecided = true
 			break
 		}
 		if c != 0 {
-			text[k], at[k] = c, uint32(i)+delta
+			text[k] = c
+			l.ran(k, k+1, i, i+n, true)
 			k++
 		}
 		i += n
 	}
-	if i == last && last < len(p) {
-		more = false
-	}
-	// Likewise a 0 at the end of a batch: it is read again with the next.
-	if k == room && i < len(p) && i-1 > first && text[k-1] == '0' && at[k-1] == uint32(i)+delta-1 {
-		k--
-		i--
-	}
-	l.text, l.at = l.text[:k], l.at[:k]
-	return i, more
+	l.text = l.text[:k]
+	return i, undecided
 }
 
-// zeros returns how many bytes at the end of p, from i on, may begin the prefix of a hexadecimal number: 0 or 0x.
-func (l *foldedLane) zeros(p []byte, i int, before func(int) byte) int {
-	n := len(p)
-	switch {
-	case n-1 >= i && p[n-1] == '0' && asciiAlnum(before(n-1)) == 0:
-		return 1
-	case n-2 >= i && p[n-1]|0x20 == 'x' && p[n-2] == '0' && asciiAlnum(before(n-2)) == 0:
-		return 2
+// ran adds a run, in indexes of text and buf.
+func (l *foldedLane) ran(first, last, start, end int, token bool) {
+	if first == last {
+		return
 	}
-	return 0
+	if n := len(l.runs) - 1; n >= 0 && !token && !l.runs[n].token && l.runs[n].end == l.base+int64(start) && l.runs[n].last == l.gone+int64(first) {
+		if r := &l.runs[n]; l.base+int64(end)-r.start <= runBytes {
+			r.last, r.end = l.gone+int64(last), l.base+int64(end)
+			return
+		}
+	}
+	l.runs = append(l.runs, run{l.gone + int64(first), l.gone + int64(last), l.base + int64(start), l.base + int64(end), token})
 }
 
 // room makes room for a batch and keeps the characters that a live match, a backspace or both can reach back to.
@@ -173,43 +139,64 @@ func (l *foldedLane) room() {
 	if n := len(l.text); n > keep+batch {
 		l.gone += int64(n - keep)
 		l.text = append(l.text[:0], l.text[n-keep:]...)
-		l.at = append(l.at[:0], l.at[n-keep:]...)
-	}
-	if need := len(l.text) + batch; cap(l.text) < need || cap(l.at) < need {
-		l.text = append(make([]byte, 0, 2*need), l.text...)
-		l.at = append(make([]uint32, 0, 2*need), l.at...)
-	}
-	if l.next-l.zero > maxOffsets { // what becomes 0 lies further back than any match may reach
-		by := l.next - maxOffsets/2 - l.zero
-		for i, o := range l.at {
-			l.at[i] = uint32(max(0, int64(o)-by))
+		r := 0
+		for r < len(l.runs) && l.runs[r].last <= l.gone {
+			r++
 		}
-		l.zero += by
+		l.runs = append(l.runs[:0], l.runs[r:]...)
+	}
+	if need := len(l.text) + batch; cap(l.text) < need {
+		l.text = append(make([]byte, 0, 2*need), l.text...)
 	}
 }
 
 // scan looks for needles in what was taken.
-func (l *foldedLane) scan(p []byte, base int64) {
+func (l *foldedLane) scan() {
 	l.f.scan(l.text, l.gone)
 	for _, h := range l.f.hits {
 		n := &l.x.needles[h.id]
 		i := int(h.start - l.gone)
 		last := i + int(n.n) - 1
-		if l.offset(last)-l.offset(i)-int64(last-i) > maxGap {
+		start, _ := l.place(i)
+		end, size := l.place(last)
+		if h.start < l.barrier || end-start-int64(last-i) > maxGap {
 			continue
 		}
 		l.f.done = max(l.f.done, h.start+int64(n.n))
-		end := l.offset(last)
-		size, _ := token(p[end-base:], 'a', true)
-		l.hits = append(l.hits, span{max(l.offset(i), l.floor), end + int64(size), int(n.n), &l.x.labels[n.label]})
+		l.hits = append(l.hits, span{max(start, l.floor), end + size, int(n.n), &l.x.labels[n.label]})
 	}
 	l.f.hits = l.f.hits[:0]
 	l.f.prune()
 	l.top = max(l.top, l.gone+int64(len(l.text)))
 }
 
+// place returns the offset of character i and how many bytes it takes. Of one that has left the buffer it returns where the buffer begins.
+func (l *foldedLane) place(i int) (offset, size int64) {
+	at := l.gone + int64(i)
+	r := len(l.runs) - 1
+	for r > 0 && l.runs[r].first > at {
+		r--
+	}
+	run := &l.runs[r]
+	if run.token {
+		return run.start, run.end - run.start
+	}
+	left := run.last - at
+	for o := run.end - l.base - 1; o >= 0; o-- {
+		if kindOf(l.buf[o]) >= isKept {
+			if left--; left == 0 {
+				return l.base + o, 1
+			}
+		}
+	}
+	return l.base, 1
+}
+
 // offset returns the offset of the first byte of character i.
-func (l *foldedLane) offset(i int) int64 { return l.zero + int64(l.at[i]) }
+func (l *foldedLane) offset(i int) int64 {
+	offset, _ := l.place(i)
+	return offset
+}
 
 // wide reports whether the characters from i on hold more dropped bytes than a match may.
 func (l *foldedLane) wide(i int) bool {
@@ -223,18 +210,22 @@ func (l *foldedLane) erase() {
 		return
 	}
 	l.floor = l.hold(true)
-	l.text, l.at = l.text[:n], l.at[:n]
+	l.text = l.text[:n]
+	for r := len(l.runs) - 1; r >= 0 && l.runs[r].first >= l.gone+int64(n); r-- {
+		l.runs = l.runs[:r]
+	}
 	l.f.cut(l.gone + int64(n))
 }
 
 // live returns the index of the first character of the longest live match.
 func (l *foldedLane) live() int {
-	i := len(l.text)
-	if l.x.longest > 0 {
-		i = int(l.f.live(l.text, l.gone) - l.gone)
+	if l.x.longest == 0 {
+		return len(l.text)
 	}
+	i := int(l.f.live(l.text, l.gone, l.barrier) - l.gone)
 	for i < len(l.text) && l.wide(i) { // the longer of two live matches always holds more
-		i = l.x.live(l.text, i+1)
+		l.barrier = l.gone + int64(i) + 1
+		i = int(l.f.live(l.text, l.gone, l.barrier) - l.gone)
 	}
 	return i
 }
@@ -263,14 +254,11 @@ func (l *foldedLane) ghost(i int) int64 {
 		}
 	}
 	for j := max(0, n-l.x.reach-ghosts); j < i && j+ghostDepth <= n; j++ {
-		if l.offset(j) >= from {
-			break
-		}
 		if !has(l.x.heads.four, (load(l.text, j)&0xffffffff)*multiplier>>l.x.heads.shift) {
 			continue
 		}
 		if d := l.x.matched(l.text[j:]); d >= ghostDepth && j+d < n && l.mendable(j+d) {
-			return l.offset(j)
+			return min(from, l.offset(j))
 		}
 	}
 	return from

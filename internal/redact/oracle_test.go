@@ -15,12 +15,11 @@ func oracle(set *Set, in []byte) string {
 	}
 	var view []char
 	var text []byte
-	for i, prev := 0, byte(0); i < len(in); {
-		n, c := token(in[i:], prev, true)
+	for i := 0; i < len(in); {
+		n, c := token(in[i:], true)
 		if c != 0 {
 			view, text = append(view, char{c, i, i + n}), append(text, c)
 		}
-		prev = in[i+n-1]
 		i += n
 	}
 	type named struct {

@@ -77,10 +77,10 @@ func (f *search) scan(p []byte, base int64) {
 func (f *search) look(c *class, p []byte, base int64, i int) {
 	w := load(p, i)
 	h := c.hash(w)
-	if c.bits[h>>6]>>(h&63)&1 == 0 {
+	if !c.may(h) {
 		return
 	}
-	b := h >> c.lead
+	b := h >> 20 & c.few
 	for _, place := range c.places[c.starts[b]:c.starts[b+1]] {
 		id, k := place>>placeBits, int(place&(1<<placeBits-1))
 		n := &f.x.needles[id]
@@ -145,16 +145,18 @@ func (f *search) prune() {
 	f.open = slices.DeleteFunc(f.open, func(c candidate) bool { return c.upto < f.end && (c.upto <= f.done || f.end-c.upto >= f.mend) })
 }
 
-// live returns where the longest beginning of a needle is that the text p, whose first byte is at base, ends in; and the end if it ends in none.
-func (f *search) live(p []byte, base int64) int64 {
-	at := base + int64(max(0, len(p)-f.x.reach))
+// live returns where the longest beginning of a needle is that the text p, whose first byte is at base, ends in; and the end if it ends in none. What begins
+// before floor does not count.
+func (f *search) live(p []byte, base, floor int64) int64 {
+	tail := max(floor, base, f.end-int64(f.x.reach))
+	at := tail
 	for _, c := range f.open {
-		if c.upto == f.end && c.start < at {
+		if c.upto == f.end && c.start < at && c.start >= floor {
 			at = c.start
 		}
 	}
-	if at < f.end-int64(f.x.reach) {
+	if at < tail {
 		return at
 	}
-	return base + int64(f.x.live(p, int(at-base)))
+	return base + int64(f.x.live(p, int(tail-base)))
 }

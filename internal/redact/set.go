@@ -45,6 +45,7 @@ type Set struct {
 	mu    sync.Mutex
 	vals  []entry
 	built *needles
+	pairs *pairTable
 	wiped bool
 }
 
@@ -57,6 +58,7 @@ type entry struct {
 type needles struct {
 	gen           uint64
 	exact, folded *index
+	pairs         *pairTable
 }
 
 // NewSet returns an empty set.
@@ -111,6 +113,10 @@ func (s *Set) compiled() (*needles, error) {
 	}
 	if s.built == nil {
 		s.built = compile(s.vals)
+		if s.pairs == nil {
+			s.pairs = newPairTable()
+		}
+		s.built.pairs = s.pairs
 		s.built.gen = s.gen.Load()
 	}
 	return s.built, nil

@@ -57,7 +57,7 @@ type match struct {
 }
 
 func newStream(set *Set) *stream {
-	return &stream{set: set, counts: make(map[Count]int), folded: foldedLane{class: classes()}}
+	return &stream{set: set, counts: make(map[Count]int)}
 }
 
 // feed takes in p and puts what is certain into s.out, which is good until the next call. Callers cut long input into pieces, which bounds buf.
@@ -99,7 +99,7 @@ func (s *stream) arm() error {
 	s.shrink()
 	s.needs = n
 	s.exact.restart(n.exact, s.done)
-	s.folded.reset(n.folded, s.done)
+	s.folded.reset(n.folded, n.pairs, s.done)
 	s.read(false)
 	return nil
 }
@@ -132,9 +132,8 @@ func (s *stream) close() error {
 	if i := f.live(); i < len(f.text) {
 		if l, n := f.x.partial(f.text[i:]); l != nil {
 			i := len(f.text)
-			last := f.offset(i - 1)
-			size, _ := token(s.buf[last-s.base:], 'a', true)
-			s.found(span{max(f.offset(i-n), f.floor), last + int64(size), n, partialOf(l)})
+			last, size := f.place(i - 1)
+			s.found(span{max(f.offset(i-n), f.floor), last + size, n, partialOf(l)})
 		}
 	}
 	s.release(s.end())
@@ -155,7 +154,7 @@ func (s *stream) end() int64 { return s.base + int64(len(s.buf)) }
 func (s *stream) limit(strict bool) int64 {
 	exact := s.end()
 	if s.exact.x.longest > 0 {
-		exact = s.exact.live(s.buf, s.base)
+		exact = s.exact.live(s.buf, s.base, s.base)
 	}
 	folded := s.folded.hold(strict)
 	if !strict && s.folded.live() == len(s.folded.text) {
