@@ -33,7 +33,7 @@ func kindOf(c byte) byte {
 	return drop
 }
 
-// pairTable says for two bytes, the first one low, which characters they leave: in the low 16 bits, and their number above. special is set if one of the
+// pairTable says for two bytes, the first one low, which characters they leave: in the low 16 bits, and how many bits that is above. special is set if one of the
 // bytes is more than kept or dropped.
 type pairTable [1 << 16]uint32
 
@@ -52,9 +52,9 @@ func newPairTable() *pairTable {
 			case a == escape || a == erase || b == escape || b == erase:
 				e = special
 			case a != 0 && b != 0:
-				e = uint32(a) | uint32(b)<<8 | 2<<16
+				e = uint32(a) | uint32(b)<<8 | 16<<16
 			case a != 0 || b != 0:
-				e = uint32(a|b) | 1<<16
+				e = uint32(a|b) | 8<<16
 			}
 			t[hi<<8|lo] = e
 		}
@@ -62,23 +62,33 @@ func newPairTable() *pairTable {
 	return t
 }
 
-// fold appends what p[i:end] leaves to text, of which k characters are in use and as many as end-i free. It stops before a special byte and returns where,
-// and the new k.
+// fold appends what p[i:end] leaves to text, of which k characters are in use and eight more than end-i free. It stops before a special byte and returns
+// where, and the new k.
 func (t *pairTable) fold(text []byte, k int, p []byte, i, end int) (int, int) {
-	for i <= end-8 && k+8 <= len(text) {
+	for i <= end-8 {
 		w := binary.LittleEndian.Uint64(p[i:])
-		a, b, c, d := t[uint16(w)], t[uint16(w>>16)], t[uint16(w>>32)], t[uint16(w>>48)]
+		a, b, c, d := uint64(t[uint16(w)]), uint64(t[uint16(w>>16)]), uint64(t[uint16(w>>32)]), uint64(t[w>>48])
 		if (a|b|c|d)&special != 0 {
+			for _, e := range [3]uint64{a, b, c} {
+				if e&special != 0 {
+					break
+				}
+				binary.LittleEndian.PutUint16(text[k:], uint16(e))
+				k += int(e >> 19)
+				i += 2
+			}
 			break
 		}
-		binary.LittleEndian.PutUint16(text[k:], uint16(a))
-		k += int(a >> 16)
-		binary.LittleEndian.PutUint16(text[k:], uint16(b))
-		k += int(b >> 16)
-		binary.LittleEndian.PutUint16(text[k:], uint16(c))
-		k += int(c >> 16)
-		binary.LittleEndian.PutUint16(text[k:], uint16(d))
-		k += int(d >> 16)
+		// The characters of the four pairs, pushed together; the upper half of an entry is how far.
+		n := a >> 16
+		v := a&0xffff | b&0xffff<<(n&63)
+		n += b >> 16
+		v |= c & 0xffff << (n & 63)
+		n += c >> 16
+		v |= d & 0xffff << (n & 63)
+		n += d >> 16
+		binary.LittleEndian.PutUint64(text[k:], v)
+		k += int(n >> 3)
 		i += 8
 	}
 	for ; i < end; i++ {
@@ -87,7 +97,7 @@ func (t *pairTable) fold(text []byte, k int, p []byte, i, end int) (int, int) {
 			break
 		}
 		text[k] = byte(e)
-		k += int(e >> 16)
+		k += int(e >> 19)
 	}
 	return i, k
 }
@@ -158,16 +168,17 @@ func controlLen(p []byte) int {
 	}
 	switch p[1] {
 	case '[':
-		for i := 2; i < maxCSI; i++ {
-			if i == len(p) {
-				return 0
+		for i, c := range p[2:min(len(p), maxCSI)] {
+			if c-0x20 < 0x20 {
+				continue
 			}
-			if p[i] >= 0x40 && p[i] <= 0x7e {
-				return i + 1
+			if c >= 0x40 && c <= 0x7e {
+				return i + 3
 			}
-			if p[i] < 0x20 || p[i] > 0x3f {
-				break
-			}
+			return 1
+		}
+		if len(p) < maxCSI {
+			return 0
 		}
 	case ']', 'P', '_', '^', 'X':
 		return stringLen(p)
