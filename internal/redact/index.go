@@ -42,6 +42,7 @@ type label struct {
 	key    string
 	form   string
 	folded bool
+	mask   string
 }
 
 // class is the needles of one range of lengths.
@@ -107,18 +108,21 @@ func (x *index) order(pats []pattern) {
 	})
 	x.arena = make([]byte, 0, total)
 	x.needles = make([]needle, 0, len(pats))
-	ids := make(map[label]uint32)
+	ids, masks := make(map[label]uint32), make(map[string]string)
 	for k, h := range sorted {
 		p := pats[h.i]
 		if k > 0 && bytes.Equal(p.text, pats[sorted[k-1].i].text) {
 			continue
 		}
-		name := label{p.key, p.form, p.folded}
+		name := label{key: p.key, form: p.form, folded: p.folded}
 		id, ok := ids[name]
 		if !ok {
 			id = uint32(len(x.labels))
 			ids[name] = id
-			x.labels = append(x.labels, name)
+			if masks[p.key] == "" {
+				masks[p.key] = maskOf(p.key)
+			}
+			x.labels = append(x.labels, label{p.key, p.form, p.folded, masks[p.key]})
 		}
 		x.needles = append(x.needles, needle{at: uint32(len(x.arena)), n: uint32(len(p.text)), label: id})
 		x.arena = append(x.arena, p.text...)

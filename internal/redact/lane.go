@@ -1,5 +1,7 @@
 package redact
 
+import "sort"
+
 const (
 	maxGap     = 64 << 10 // dropped bytes that one folded match may hold
 	ghosts     = 16       // kept characters for which a broken match may still be mended by backspaces
@@ -173,17 +175,13 @@ func (l *foldedLane) scan() {
 // place returns the offset of character i and how many bytes it takes. Of one that has left the buffer it returns where the buffer begins.
 func (l *foldedLane) place(i int) (offset, size int64) {
 	at := l.gone + int64(i)
-	r := len(l.runs) - 1
-	for r > 0 && l.runs[r].first > at {
-		r--
-	}
-	run := &l.runs[r]
+	run := &l.runs[max(0, sort.Search(len(l.runs), func(i int) bool { return l.runs[i].first > at })-1)]
 	if run.token {
 		return run.start, run.end - run.start
 	}
 	left := run.last - at
 	for o := run.end - l.base - 1; o >= 0; o-- {
-		if kindOf(l.buf[o]) >= isKept {
+		if asciiAlnum(l.buf[o]) != 0 {
 			if left--; left == 0 {
 				return l.base + o, 1
 			}

@@ -115,6 +115,9 @@ func (f *search) compare(c candidate, text, rest []byte) {
 		return
 	default:
 		c.upto += int64(common(text[from:to], rest[from:to]))
+		if c.start+int64(len(rest))-c.upto >= f.mend {
+			return
+		}
 	}
 	f.open = append(f.open, c)
 }

@@ -79,7 +79,7 @@ func (s *Set) Add(key string, value []byte, o Options) error {
 		if e.key == key && bytes.Equal(e.value, value) {
 			return nil
 		}
-		if collides(maskOf(e.key), value) || collides(maskOf(key), e.value) {
+		if collides(e.key, value) || collides(key, e.value) {
 			return fmt.Errorf("registering a value of %q for redaction: %w", key, ErrMask)
 		}
 	}
@@ -133,8 +133,10 @@ func compile(vals []entry) *needles {
 				exact = append(exact, p)
 			}
 		}
-		for _, m := range vals {
-			exact = append(exact, trimmed(e, maskOf(m.key))...)
+		if bytes.ContainsAny(e.value, "[]") { // as one of them ends or begins every piece that a mask completes
+			for _, m := range vals {
+				exact = append(exact, trimmed(e, maskOf(m.key))...)
+			}
 		}
 	}
 	return &needles{exact: newIndex(exact), folded: newIndex(folded)}
@@ -150,7 +152,7 @@ func check(key string, value []byte, o Options) error {
 		return ErrTooLong
 	case !o.AllowWeak && weak(value):
 		return ErrWeak
-	case bytes.Contains(value, []byte(maskOpen)) || collides(maskOf(key), value):
+	case bytes.Contains(value, []byte(maskOpen)) || collides(key, value):
 		return ErrMask
 	}
 	return nil

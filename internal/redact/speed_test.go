@@ -24,7 +24,7 @@ func timed(b *testing.B, size int, step func()) {
 	defer runtime.UnlockOSThread()
 	b.ReportAllocs()
 	// The best of many slices: what else the machine does makes some of them slow, and none fast.
-	slice := max(1, min(2<<20/size, 1000))
+	slice := max(1, min(128<<10/size, 1000))
 	best, n := time.Duration(1<<62), 0
 	start := cpu()
 	for b.Loop() {
@@ -83,4 +83,50 @@ func BenchmarkSpeed(b *testing.B) {
 			}
 		}
 	}
+}
+
+// BenchmarkAdverse has texts that are made to be slow.
+func BenchmarkAdverse(b *testing.B) {
+	r := rand.New(rand.NewPCG(1, 2))
+	set := randomSet(b, r, 1000)
+	n, _ := set.compiled()
+	v := func() string { return string(set.vals[r.IntN(1000)].value) }
+	for name, unit := range map[string]func() string{
+		"hits":      func() string { return string(cleanText(r, 4096)[:4000]) + v() },
+		"near":      func() string { return string(cleanText(r, 48)[:40]) + v()[:18] },
+		"halves":    func() string { s := v(); return s[:len(s)/2+4] + "!" },
+		"window":    func() string { return v()[:20] },
+		"spaced":    func() string { return spaced(v()[:19], " ", 1) + "#" },
+		"all":       func() string { return v() + "\n" },
+		"backspace": func() string { return "x\b" },
+		"esc":       func() string { return "\x1b[1m" },
+		"percent":   func() string { return "%2" },
+		"percent41": func() string { return "%41" },
+		"backslash": func() string { return "\\" },
+		"osc":       func() string { return "\x1b]" },
+		"amp":       func() string { return "&amp" },
+		"wide":      func() string { return "\uff21" },
+		"nul":       func() string { return "\x00" },
+		"one":       func() string { return "a" },
+	} {
+		var text []byte
+		for len(text) < 1<<20 {
+			text = append(text, unit()...)
+		}
+		text = text[:1<<20]
+		for _, folded := range []bool{false, true} {
+			b.Run(fmt.Sprintf("%s/folded=%v", name, folded), func(b *testing.B) {
+				w := NewWriter(io.Discard, set, "bench")
+				if w.Write(nil); !folded {
+					w.s.folded.x = newIndex(nil)
+				}
+				at := 0
+				timed(b, 32<<10, func() {
+					w.Write(text[at : at+32<<10])
+					at = (at + 32<<10) % len(text)
+				})
+			})
+		}
+	}
+	_ = n
 }

@@ -38,16 +38,17 @@ type stream struct {
 	folded foldedLane
 	masks  []mask // in order, apart from each other
 	out    []byte
-	spare  []byte        // takes the place of out while that is a part of buf
-	counts map[Count]int // N is 0 in the keys
-	mute   bool          // count only
-	direct bool          // out is a part of buf
+	spare  []byte // takes the place of out while that is a part of buf
+	counts map[*label]int
+	mute   bool // count only
+	direct bool // out is a part of buf
 }
 
 // mask is the union of overlapping matches.
 type mask struct {
 	start, end int64
-	best       []match // the longest of each key, the longest of all first
+	best       match
+	others     []match // the longest of each other key
 }
 
 type match struct {
@@ -57,7 +58,7 @@ type match struct {
 }
 
 func newStream(set *Set) *stream {
-	return &stream{set: set, counts: make(map[Count]int)}
+	return &stream{set: set, counts: make(map[*label]int)}
 }
 
 // feed takes in p and puts what is certain into s.out, which is good until the next call. Callers cut long input into pieces, which bounds buf.
@@ -146,7 +147,9 @@ func (s *stream) wipe() {
 	clear(s.folded.text[:cap(s.folded.text)])
 }
 
-func partialOf(l *label) *label { return &label{key: l.key, form: formPartial, folded: l.folded} }
+func partialOf(l *label) *label {
+	return &label{key: l.key, form: formPartial, folded: l.folded, mask: l.mask}
+}
 
 func (s *stream) end() int64 { return s.base + int64(len(s.buf)) }
 
@@ -172,52 +175,57 @@ func (s *stream) found(h span) {
 	// masks[i:j] overlap the match.
 	i := sort.Search(len(s.masks), func(i int) bool { return s.masks[i].end > start })
 	j := i
-	if i == len(s.masks)-1 && s.masks[i].extend(start, h) {
+	for j < len(s.masks) && s.masks[j].start < end {
+		j++
+	}
+	if i == j {
+		s.masks = slices.Insert(s.masks, i, mask{start: start, end: end, best: match{start, h.length, h.label}})
 		return
 	}
-	m := mask{start: start, end: end, best: []match{{start, h.length, h.label}}}
-	for ; j < len(s.masks) && s.masks[j].start < end; j++ {
-		m.start, m.end = min(m.start, s.masks[j].start), max(m.end, s.masks[j].end)
-		m.best = append(m.best, s.masks[j].best...)
-	}
-	if j > i+1 || len(m.best) > 1 {
-		m.best = longestOfEach(m.best)
-	}
-	s.masks = slices.Replace(s.masks, i, j, m)
-}
-
-// extend adds a match that overlaps m and tells nothing new about its key, and reports whether it did. It keeps periodic streams cheap.
-func (m *mask) extend(start int64, h span) bool {
-	if m.start > start || m.end <= start {
-		return false
-	}
-	for _, b := range m.best {
-		if b.label == h.label && b.length >= h.length {
-			m.end = max(m.end, h.end)
-			return true
+	m := &s.masks[i]
+	m.start, m.end = min(m.start, start), max(end, s.masks[j-1].end)
+	m.add(match{start, h.length, h.label})
+	for _, o := range s.masks[i+1 : j] {
+		m.add(o.best)
+		for _, b := range o.others {
+			m.add(b)
 		}
 	}
-	return false
+	if j > i+1 {
+		s.masks = slices.Delete(s.masks, i+1, j)
+	}
 }
 
-// longestOfEach keeps the longest match of each key. Its order is total, so that the result does not depend on the order in which matches are found.
-func longestOfEach(all []match) []match {
-	slices.SortFunc(all, func(a, b match) int {
-		return cmp.Or(
-			cmp.Compare(b.length, a.length),
-			cmp.Compare(rank(a.label), rank(b.label)),
-			cmp.Compare(a.start, b.start),
-			cmp.Compare(a.label.key, b.label.key),
-			cmp.Compare(a.label.form, b.label.form),
-		)
-	})
-	kept := all[:0]
-	for _, m := range all {
-		if !slices.ContainsFunc(kept, func(k match) bool { return k.label.key == m.label.key }) {
-			kept = append(kept, m)
+// add keeps the longest match of each key, the longest of all first.
+func (m *mask) add(n match) {
+	if n.label.key == m.best.label.key {
+		if before(n, m.best) {
+			m.best = n
 		}
+		return
 	}
-	return slices.Clip(kept)
+	i := slices.IndexFunc(m.others, func(o match) bool { return o.label.key == n.label.key })
+	if i < 0 {
+		i, m.others = len(m.others), append(m.others, n)
+	} else if before(n, m.others[i]) {
+		m.others[i] = n
+	}
+	if before(m.others[i], m.best) {
+		m.best, m.others[i] = m.others[i], m.best
+	}
+}
+
+// before is a total order of matches, so that the outcome does not depend on the order in which they are found.
+func before(a, b match) bool {
+	if a.length != b.length {
+		return a.length > b.length
+	}
+	return cmp.Or(
+		cmp.Compare(rank(a.label), rank(b.label)),
+		cmp.Compare(a.start, b.start),
+		cmp.Compare(a.label.key, b.label.key),
+		cmp.Compare(a.label.form, b.label.form),
+	) < 0
 }
 
 // rank prefers the exact view, which names a form more precisely.
@@ -276,10 +284,11 @@ func (s *stream) own() {
 func (s *stream) masked(m mask) {
 	if !s.mute {
 		s.own()
-		s.out = append(s.out, maskOf(m.best[0].label.key)...)
+		s.out = append(s.out, m.best.label.mask...)
 	}
-	for _, b := range m.best {
-		s.counts[Count{Key: b.label.key, Form: b.label.form}]++
+	s.counts[m.best.label]++
+	for _, b := range m.others {
+		s.counts[b.label]++
 	}
 }
 
@@ -296,12 +305,22 @@ func (s *stream) shrink() {
 
 // report returns the counts in a fixed order.
 func (s *stream) report(name string) []Count {
+	sum := make(map[Count]int) // a label may be in several generations of the set
+	for l, n := range s.counts {
+		sum[Count{Key: l.key, Form: l.form, Stream: name}] += n
+	}
+	return sorted(sum)
+}
+
+// sorted returns counts, whose keys have no N, in a fixed order.
+func sorted(sum map[Count]int) []Count {
 	var out []Count
-	for c, n := range s.counts {
-		out = append(out, Count{Key: c.Key, Form: c.Form, Stream: name, N: n})
+	for c, n := range sum {
+		c.N = n
+		out = append(out, c)
 	}
 	slices.SortFunc(out, func(a, b Count) int {
-		return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(a.Form, b.Form))
+		return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(a.Stream, b.Stream), cmp.Compare(a.Form, b.Form))
 	})
 	return out
 }
