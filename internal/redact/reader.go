@@ -22,6 +22,13 @@ func NewReader(src io.Reader, set *Set, stream string) *Reader {
 	return &Reader{src: src, name: stream, s: newStream(set), in: make([]byte, piece/2)}
 }
 
+// NewSteadyReader is NewReader with the hold-back of [NewSteadyWriter]: for what is read on behalf of somebody who may see what comes of it.
+func NewSteadyReader(src io.Reader, set *Set, stream string) *Reader {
+	r := NewReader(src, set, stream)
+	r.s.steady = true
+	return r
+}
+
 // Read reads redacted bytes. The end of src, and likewise an error of src, ends the stream: a held live match is masked or passed on as by Writer.Close, and
 // then the error is returned. After ErrWiped nothing is.
 func (r *Reader) Read(p []byte) (int, error) {

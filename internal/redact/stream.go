@@ -2,6 +2,7 @@ package redact
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"sort"
 )
@@ -40,8 +41,10 @@ type stream struct {
 	out    []byte
 	spare  []byte // takes the place of out while that is a part of buf
 	counts map[*label]int
-	mute   bool // count only
-	direct bool // out is a part of buf
+	mute   bool  // count only
+	steady bool  // hold back by position alone; see NewSteadyWriter
+	keep   int64 // what was released but is looked at again begins there
+	direct bool  // out is a part of buf
 }
 
 // mask is the union of overlapping matches.
@@ -58,7 +61,7 @@ type match struct {
 }
 
 func newStream(set *Set) *stream {
-	return &stream{set: set, counts: make(map[*label]int)}
+	return &stream{set: set, keep: math.MaxInt64, counts: make(map[*label]int)}
 }
 
 // feed takes in p and puts what is certain into s.out, which is good until the next call. Callers cut long input into pieces, which bounds buf.
@@ -69,8 +72,18 @@ func (s *stream) feed(p []byte) error {
 	s.shrink()
 	s.buf = append(s.buf, p...)
 	s.read(false)
+	if s.steady {
+		s.release(max(s.end()-s.needs.lag(), s.done))
+		return nil
+	}
 	s.release(s.limit(true))
 	return nil
+}
+
+// lag is how many bytes a steady stream holds back: one less than the longest exact needle, and than the longest folded one with three bytes for each
+// character. That is enough for every byte of a value spelled as \u00NN, because the folded hex form has two characters for each byte.
+func (n *needles) lag() int64 {
+	return int64(max(n.exact.longest, 3*n.folded.longest, 1) - 1)
 }
 
 // read lets both lanes read what they have not read yet.
@@ -110,12 +123,31 @@ func (s *stream) flush() error {
 	if err := s.arm(); err != nil {
 		return err
 	}
+	if s.steady {
+		s.shrink()
+		return nil
+	}
 	s.shrink()
 	s.release(s.limit(false))
 	if len(s.masks) > 0 && s.masks[0].start < s.done {
 		s.release(s.masks[0].end)
 	}
 	s.folded.floor = max(s.folded.floor, s.done)
+	return nil
+}
+
+// endRecord lets go of everything. The lanes go on: of a match that ends later, what is left is masked.
+func (s *stream) endRecord() error {
+	if !s.steady {
+		return s.flush()
+	}
+	if err := s.arm(); err != nil {
+		return err
+	}
+	s.shrink()
+	keep := s.limit(false)
+	s.release(s.end())
+	s.keep = keep
 	return nil
 }
 
@@ -126,6 +158,15 @@ func (s *stream) close() error {
 	}
 	s.shrink()
 	s.read(true)
+	if !s.steady {
+		s.maskPartial()
+	}
+	s.release(s.end())
+	return nil
+}
+
+// maskPartial masks what is live.
+func (s *stream) maskPartial() {
 	if l, n := s.exact.x.partial(s.buf); l != nil {
 		s.found(span{s.end() - int64(n), s.end(), n, partialOf(l)})
 	}
@@ -137,8 +178,6 @@ func (s *stream) close() error {
 			s.found(span{max(f.offset(i-n), f.floor), last + size, n, partialOf(l)})
 		}
 	}
-	s.release(s.end())
-	return nil
 }
 
 // wipe overwrites what the stream holds, once its last output was used.
@@ -298,7 +337,8 @@ func (s *stream) shrink() {
 		s.direct, s.out = false, s.spare
 	}
 	s.out = s.out[:0]
-	n := min(s.done, s.folded.next) - s.base
+	n := min(s.done, s.folded.next, s.keep) - s.base
+	s.keep = math.MaxInt64
 	s.buf = s.buf[:copy(s.buf, s.buf[n:])]
 	s.base += n
 }

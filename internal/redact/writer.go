@@ -21,6 +21,34 @@ func NewWriter(dst io.Writer, set *Set, stream string) *Writer {
 	return &Writer{dst: dst, name: stream, s: newStream(set)}
 }
 
+// NewSteadyWriter returns a Writer for a stream whose reader may choose what is in it and must not learn the values, such as an answer that an agent has an
+// upstream reflect. What an ordinary Writer holds back, and for how long, says whether the last bytes begin a value, so that it could be guessed letter by
+// letter. A steady one tells nothing but whole matches:
+//
+//   - it always holds back the same number of bytes, until Close or EndRecord: one less than the longest form of a value, which is at most about
+//     twelve bytes for each byte of the longest value or piece of one. The number changes only when the set grows;
+//   - Flush does nothing;
+//   - a live partial match at the end goes out as it is and not as a mask.
+//
+// A folded match whose characters are so far apart that it is longer than the hold-back may keep its beginning; the rest of it is masked. So may a match that
+// EndRecord has cut. That a whole value was found shows, as it does in every stream; how long the search takes may differ by nanoseconds for each byte.
+func NewSteadyWriter(dst io.Writer, set *Set, stream string) *Writer {
+	w := NewWriter(dst, set, stream)
+	w.s.steady = true
+	return w
+}
+
+// EndRecord of a steady Writer passes on everything. Call it where the framing of the stream, and not a value in it, decides: at the end of an event that its
+// reader waits for. On any other Writer it is Flush.
+func (w *Writer) EndRecord() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return ErrClosed
+	}
+	return w.do(w.s.endRecord)
+}
+
 // Write takes all of p, or none and returns an error: the error of dst, ErrWiped or ErrClosed. An error of dst or ErrWiped stays for all later calls. Write
 // blocks while dst blocks, and keeps no reference to p.
 func (w *Writer) Write(p []byte) (int, error) {
@@ -40,7 +68,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 	}
 }
 
-// Flush passes on everything that is not part of a live match, which stays held. A backspace after Flush can no longer mend a match that was broken before
+// Flush passes on everything that is not part of a live match, which stays held; of a steady Writer it passes on nothing. A backspace after Flush can no longer mend a match that was broken before
 // it. Nothing calls Flush but the user of the Writer.
 func (w *Writer) Flush() error {
 	w.mu.Lock()
