@@ -3,12 +3,13 @@ package redact
 import (
 	"bytes"
 	"encoding/binary"
+	"unicode/utf8"
 )
 
 // Classes of bytes in the folded view. A byte that is kept has its lower-case self as class; none below isKept is kept.
 const (
 	drop   = 0
-	escape = 1 // may begin an escape, a control sequence or a wide form: see token
+	escape = 1 // may begin an escape, a control sequence or a letter that looks like ASCII: see token
 	erase  = 2 // backspace
 	isKept = 0x20
 )
@@ -25,7 +26,7 @@ func kindOf(c byte) byte {
 		return k
 	}
 	switch c {
-	case 0x1b, '\\', '%', '&', 0xEF:
+	case 0x1b, '\\', '%', '&', 0xC2, 0xCE, 0xCF, 0xD0, 0xD1, 0xD2, 0xD3, 0xD4, 0xE2, 0xEF, 0xF0: // the last ones begin what plainLetter knows
 		return escape
 	case '\b':
 		return erase
@@ -150,10 +151,11 @@ func token(p []byte, atEnd bool) (n int, kept byte) {
 		n, kept = percent(p)
 	case '&':
 		n, kept = entity(p)
-	case 0xEF:
-		n, kept = fullWidth(p)
 	default:
-		return 1, asciiAlnum(p[0])
+		if p[0] < 0x80 {
+			return 1, asciiAlnum(p[0])
+		}
+		n, kept = letter(p)
 	}
 	if n == 0 && atEnd {
 		return 1, asciiAlnum(p[0])
@@ -288,18 +290,13 @@ func entity(p []byte) (int, byte) {
 	return i, 0
 }
 
-// fullWidth reads U+FF01 to U+FF5E, the wide forms of ASCII.
-func fullWidth(p []byte) (int, byte) {
-	if len(p) < 2 || (p[1] == 0xBC || p[1] == 0xBD) && len(p) < 3 {
+// letter reads a character that is not ASCII.
+func letter(p []byte) (int, byte) {
+	if !utf8.FullRune(p) {
 		return 0, 0
 	}
-	switch {
-	case p[1] == 0xBC && p[2] >= 0x81 && p[2] <= 0xBF:
-		return 3, asciiAlnum(p[2] - 0x81 + 0x21)
-	case p[1] == 0xBD && p[2] >= 0x80 && p[2] <= 0x9E:
-		return 3, asciiAlnum(p[2] - 0x80 + 0x60)
-	}
-	return 1, 0
+	r, n := utf8.DecodeRune(p)
+	return n, asciiAlnum(plainLetter(r))
 }
 
 // digits reads least to most digits from p[i:] and returns the length of all up to their end and the character, 0 if it needs more, 1 if there are too few.
