@@ -39,6 +39,10 @@ const (
 	formPython          = "python"
 	formQuotedPrintable = "quoted-printable"
 	formPart            = "part"
+	formXOR             = "xor"
+	formShifted         = "shifted"
+	formNested          = "nested"
+	formDetected        = "detected"
 )
 
 const (

@@ -46,6 +46,7 @@ type Set struct {
 	vals  []entry
 	built *needles
 	pairs *pairTable
+	deep  *thorough
 	wiped bool
 }
 
@@ -97,7 +98,7 @@ func (s *Set) Wipe() {
 	for _, e := range s.vals {
 		clear(e.value)
 	}
-	s.vals, s.built, s.wiped = nil, nil, true
+	s.vals, s.built, s.deep, s.wiped = nil, nil, nil, true
 	s.gen.Add(1)
 }
 
