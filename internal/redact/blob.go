@@ -49,7 +49,13 @@ func blobsOf(p []byte) []blob {
 // they could be lines or groups of one encoding: all but the last are of the same length, which is even or long. What is joined comes after its runs.
 func (k blobKind) blobs(p []byte) []blob {
 	var out []blob
-	joined, n, last := -1, 0, 0 // where what is joined begins, its characters, and the length of its last run
+	joined, n, last, end := -1, 0, 0, 0 // where what is joined begins, its characters, the length of its runs, and where the last one ends
+	flush := func(run int) {
+		if joined >= 0 && n >= minBlob && n > run && k != blobPercent {
+			out = append(out, blob{joined, end, k, true})
+		}
+		joined = -1
+	}
 	for i := 0; i < len(p); {
 		if !k.has(p[i]) {
 			i++
@@ -63,11 +69,15 @@ func (k blobKind) blobs(p []byte) []blob {
 		if run >= minBlob && (k != blobPercent || bytes.IndexByte(p[start:i], '%') >= 0) {
 			out = append(out, blob{start: start, end: i, kind: k})
 		}
-		if joined < 0 || run > last { // the last line of an encoding is the shortest
+		if run > last { // the last line of an encoding is the shortest
+			flush(last)
+		}
+		if joined < 0 {
 			joined, n, last = start, 0, run
 		}
 		n += run
-		end, next := i, i
+		next := i
+		end = i
 		for next < len(p) && next-i < 4 && k.separates(p[next]) {
 			next++
 		}
@@ -75,10 +85,7 @@ func (k blobKind) blobs(p []byte) []blob {
 			i = next
 			continue
 		}
-		if n >= minBlob && n > run && k != blobPercent {
-			out = append(out, blob{joined, end, k, true})
-		}
-		joined = -1
+		flush(run)
 	}
 	return out
 }
