@@ -162,7 +162,7 @@ func TestOracle(t *testing.T) {
 		want := oracle(set, in)
 		for _, c := range cuts {
 			if got, _ := pass(t, set, string(in), c.next); got != want {
-				t.Fatalf("round %d, %s: %q\n got %q\nwant %q\nvalues %q", round, c.name, in, got, want, set.vals)
+				t.Fatalf("round %d, %s: %q\n got %q\nwant %q\nvalues %+v", round, c.name, in, got, want, set.vals)
 			}
 		}
 		if want != string(in) {

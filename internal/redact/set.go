@@ -36,6 +36,9 @@ var (
 type Options struct {
 	// AllowWeak registers a value that would be refused with ErrWeak. Derived forms shorter than 8 bytes are left out, the value itself never.
 	AllowWeak bool
+	// ExactOnly looks for the value in the exact view only: raw, base64, hex and the escapes that are a fixed text, but nothing that is split, spelled out or
+	// changed as a whole. It is for values that would make false masks in the folded view, and for streams where speed is worth more.
+	ExactOnly bool
 }
 
 // Set holds the values to redact. The zero value is empty and ready. It is safe for concurrent use, and may grow while writers use it: a writer takes
@@ -53,6 +56,7 @@ type Set struct {
 type entry struct {
 	key   string
 	value []byte
+	exact bool // only
 }
 
 // needles is one compiled generation of a set. It never changes.
@@ -84,7 +88,7 @@ func (s *Set) Add(key string, value []byte, o Options) error {
 			return fmt.Errorf("registering a value of %q for redaction: %w", key, ErrMask)
 		}
 	}
-	s.vals = append(s.vals, entry{key, bytes.Clone(value)})
+	s.vals = append(s.vals, entry{key, bytes.Clone(value), o.ExactOnly})
 	s.built = nil
 	s.gen.Add(1)
 	return nil
@@ -128,10 +132,11 @@ func compile(vals []entry) *needles {
 	for _, e := range vals {
 		for _, p := range formsOf(e.value) {
 			p.key = e.key
-			if p.folded {
-				folded = append(folded, p)
-			} else {
+			switch {
+			case !p.folded:
 				exact = append(exact, p)
+			case !e.exact:
+				folded = append(folded, p)
 			}
 		}
 		if bytes.ContainsAny(e.value, "[]") { // as one of them ends or begins every piece that a mask completes
