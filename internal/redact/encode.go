@@ -113,12 +113,27 @@ func shifted(v []byte, block rune) []byte {
 	return out
 }
 
+// urlEscapes returns v as Go, Python's quote, and JavaScript's encodeURIComponent and encodeURI escape it.
 func urlEscapes(v []byte) [][]byte {
 	var out [][]byte
-	for _, s := range []string{url.QueryEscape(string(v)), url.PathEscape(string(v)), strings.ReplaceAll(url.QueryEscape(string(v)), "+", "%20")} {
+	all := url.QueryEscape(string(v))
+	for _, s := range []string{all, url.PathEscape(string(v)), strings.ReplaceAll(all, "+", "%20"), percentBut(v, "-_.~/"), percentBut(v, "-_.!~*'()"), percentBut(v, "-_.!~*'();/?:@&=+$,#")} {
 		out = append(out, []byte(s), lowerEscapes(s))
 	}
 	return out
+}
+
+// percentBut escapes every byte but letters, digits and those of safe.
+func percentBut(v []byte, safe string) string {
+	var out []byte
+	for _, c := range v {
+		if asciiAlnum(c) != 0 || strings.IndexByte(safe, c) >= 0 {
+			out = append(out, c)
+			continue
+		}
+		out = append(out, '%', upperHex[c>>4], upperHex[c&15])
+	}
+	return string(out)
 }
 
 // lowerEscapes returns s with the digits of its percent escapes in lower case.
@@ -179,7 +194,9 @@ func xmlEscapes(v []byte) [][]byte {
 	}
 	named := strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;", "'", "&apos;").Replace(string(v))
 	text := strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;").Replace(string(v))
-	return append(out, []byte(named), []byte(text))
+	python := strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;", "'", "&#x27;").Replace(string(v))
+	php := strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;", "'", "&#039;").Replace(string(v))
+	return append(out, []byte(named), []byte(text), []byte(python), []byte(php))
 }
 
 // pythonEscape returns v as the repr of Python's bytes and strings writes it between single quotes.

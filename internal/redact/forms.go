@@ -182,6 +182,9 @@ func (f *formList) ciphers() {
 
 // escapes adds the usual, minimal escapes. For a value of letters and digits they all equal the value and nothing is added.
 func (f *formList) escapes() {
+	if !bytes.ContainsFunc(f.value, func(r rune) bool { return r >= 0x80 || asciiAlnum(byte(r)) == 0 && r != '_' }) {
+		return
+	}
 	for _, t := range urlEscapes(f.value) {
 		f.exact(formURL, t)
 	}
