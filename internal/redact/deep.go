@@ -16,6 +16,7 @@ const (
 //
 //   - what a terminal would show: carriage returns, backspaces and cursor movement in a line are carried out;
 //   - encodings within encodings: base64, base32, hex, percent escapes, gzip and zlib, to a depth of three, with every alignment;
+//   - what only counts as a whole: octal and binary dumps, base58, ASCII85, atbash, and the SHA-256 of a value;
 //   - a value of 12 bytes and more of which every byte was changed by the same XOR or by the same addition;
 //   - where Detectors are given, what looks like a credential or like personal data, without being known.
 //
@@ -103,7 +104,7 @@ const minChanged = 12
 func thoroughOf(vals []entry) *thorough {
 	var exact, folded, xor, sum []pattern
 	for _, e := range vals {
-		for _, p := range formsOf(e.value) {
+		for _, p := range append(formsOf(e.value), rareForms(e.value)...) {
 			if p.key = e.key; p.folded {
 				folded = append(folded, p)
 			} else {

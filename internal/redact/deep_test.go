@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"compress/zlib"
+	"crypto/sha256"
 	"encoding/base32"
 	"encoding/base64"
 	"encoding/hex"
@@ -71,6 +72,9 @@ func TestDeep(t *testing.T) {
 		"cursor back":              "XXXX" + alnumValue[4:] + "\x1b[80D" + alnumValue[:4] + "\n",
 		"cursor column":            "XXXX" + alnumValue[4:] + "\x1b[1G" + alnumValue[:4] + "\n",
 		"many backspaces":          strings.Repeat("y", 100) + strings.Repeat("\b", 100) + spaced(alnumValue, "z\b", 1),
+		"octal dump":               spaced(string(spell([]byte(alnumValue), "", octal, 3, "")), " ", 3),
+		"sha256":                   hexa(string(func() []byte { s := sha256.Sum256([]byte(alnumValue)); return s[:] }())),
+		"base58":                   string(base58Of([]byte(alnumValue))),
 		"plain":                    alnumValue,
 		"spaced":                   spaced(alnumValue, " ", 1),
 	} {

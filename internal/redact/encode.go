@@ -48,10 +48,12 @@ func spell(v []byte, before, digits string, width int, after string) []byte {
 	base := len(digits)
 	for _, c := range v {
 		out = append(out, before...)
-		for unit, n := base*base, 3; n > 0; n, unit = n-1, unit/base {
-			if n <= max(width, 1) || int(c) >= unit {
-				out = append(out, digits[int(c)/unit%base])
-			}
+		unit, n := 1, 1 // of the first digit, and how many there are
+		for unit*base <= int(c) || n < width {
+			unit, n = unit*base, n+1
+		}
+		for ; unit > 0; unit /= base {
+			out = append(out, digits[int(c)/unit%base])
 		}
 		out = append(out, after...)
 	}

@@ -3,6 +3,7 @@ package redact
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"net/url"
 	"unicode/utf8"
@@ -33,6 +34,7 @@ const (
 	formRot47           = "rot47"
 	formDecimal         = "decimal"
 	formOctal           = "octal"
+	formBinary          = "binary"
 	formASCII85         = "ascii85"
 	formBase58          = "base58"
 	formSHA256          = "sha256"
@@ -167,17 +169,31 @@ func (f *formList) ciphers() {
 	f.either(formBase32, base32Of(v))
 	f.either(formReversed, rev)
 	f.either(formRot13, rot13(v))
-	f.either(formAtbash, atbash(v))
 	f.exact(formRot47, rot47(v))
 	f.fold(formHex, spell(v, "0x", lowerHex, 2, ""))
 	f.fold(formDecimal, spell(v, "", decimal, 0, ""))
-	f.fold(formOctal, spell(v, "", octal, 3, ""))
-	f.exact(formASCII85, ascii85Of(v))
-	if len(v) <= 256 { // its cost is quadratic
-		f.exact(formBase58, base58Of(v))
+}
+
+// rareForms returns needles that only Deep looks for, as they are rare and would slow the streams down: encodings of the value as a whole, and its hash, which
+// lets others check a guess.
+func rareForms(value []byte) []pattern {
+	f := formList{whole: value, value: value}
+	if len(value) > longValue {
+		return nil
 	}
-	sum := sha256.Sum256(v)
-	f.exact(formSHA256, hex.AppendEncode(nil, sum[:]))
+	f.both(formAtbash, atbash(value))
+	f.fold(formOctal, spell(value, "", octal, 3, ""))
+	if !weak(value) { // two digits are few, but these are many of them
+		f.out = append(f.out, pattern{form: foldedPrefix + formBinary, folded: true, text: spell(value, "", "01", 8, "")})
+	}
+	f.exact(formASCII85, ascii85Of(value))
+	if len(value) <= 256 { // its cost is quadratic
+		f.both(formBase58, base58Of(value))
+	}
+	sum := sha256.Sum256(value)
+	f.both(formSHA256, hex.AppendEncode(nil, sum[:]))
+	f.exact(formSHA256, base64.RawStdEncoding.AppendEncode(nil, sum[:]))
+	return f.out
 }
 
 // escapes adds the usual, minimal escapes. For a value of letters and digits they all equal the value and nothing is added.

@@ -130,3 +130,13 @@ func BenchmarkAdverse(b *testing.B) {
 	}
 	_ = n
 }
+
+// BenchmarkCompile is processor time of what BenchmarkBuild measures.
+func BenchmarkCompile(b *testing.B) {
+	for _, n := range []int{100, 1000} {
+		set := randomSet(b, rand.New(rand.NewPCG(1, 2)), n)
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			timed(b, 128<<10, func() { set.built = nil; set.compiled() })
+		})
+	}
+}
