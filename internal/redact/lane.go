@@ -9,7 +9,7 @@ const (
 	ghostReach = 4 << 10  // and so are those that lie further back
 	maxErase   = 64       // backspaces in a row
 	batch      = 8 << 10
-	runBytes   = 256 // in a run at most
+	runBytes   = 512 // in a run at most
 )
 
 // foldedLane looks for needles in the folded view.
