@@ -3,6 +3,7 @@ package redact
 import (
 	"bytes"
 	"fmt"
+	"regexp"
 	"slices"
 )
 
@@ -191,9 +192,19 @@ func labelOf(p *pattern) *label {
 	return &label{key: p.key, form: p.form, folded: p.folded, mask: maskOf(p.key)}
 }
 
-// Missed compares the lanes: it returns what Deep finds in the output of a Writer, Reader or JSON. Anything there is an incident.
+// Missed compares the lanes: it returns what Deep finds in the output of a Writer, Reader or JSON. Anything there is an incident. The text between two masks is
+// looked at by itself, so that no mask completes a value.
 func (d Deep) Missed(output []byte, set *Set, name string) ([]Count, error) {
 	d.Detectors = nil
-	_, r, err := d.Redact(output, set, name)
-	return r.Counts, err
+	sum := make(map[Count]int)
+	for _, part := range maskText.Split(string(output), -1) {
+		_, r, err := d.Redact([]byte(part), set, name)
+		if err != nil {
+			return nil, err
+		}
+		add(sum, r.Counts)
+	}
+	return sorted(sum), nil
 }
+
+var maskText = regexp.MustCompile(`\[sealed:[A-Za-z0-9_.-]{1,64}\]`)

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -131,11 +132,12 @@ func FuzzLanes(f *testing.F) {
 			return
 		}
 		live := Bytes(in, set)
-		_, r, err := Deep{Depth: -1}.Redact(live, set, "live")
-		for _, c := range r.Counts {
-			if c.Form != formXOR && c.Form != formShifted {
-				t.Fatalf("%q\nlive %q\nmissed %v, %v", in, live, r.Counts, err)
+		missed, err := Deep{Depth: -1}.Missed(live, set, "live")
+		for _, c := range missed {
+			if slices.Contains([]string{formXOR, formShifted, formBase58, formSHA256, formASCII85, formAtbash, foldedPrefix + formAtbash, foldedPrefix + formOctal, foldedPrefix + formBinary}, c.Form) {
+				continue // the live lane does not look for these
 			}
+			t.Fatalf("%q\nlive %q\nmissed %v, %v", in, live, missed, err)
 		}
 	})
 }
