@@ -366,6 +366,13 @@ func (j *JSON) endBlocks(which func(*block) bool) error {
 			continue
 		}
 		f := b.frame
+		if !bytes.HasSuffix(f.tail, []byte("\n")) { // it was the last one, and not ended
+			between := "\n"
+			if len(f.head) > 0 { // of server-sent events
+				between = "\n\n"
+			}
+			f.head = append([]byte(between), f.head...)
+		}
 		f.body = slices.Concat(f.body[:b.start], quote(rest), f.body[b.end:])
 		if err := j.put(f); err != nil {
 			return err

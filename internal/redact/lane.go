@@ -172,7 +172,7 @@ func (l *foldedLane) scan() {
 	l.top = max(l.top, l.gone+int64(len(l.text)))
 }
 
-// place returns the offset of character i and how many bytes it takes. Of one that has left the buffer it returns where the buffer begins.
+// place returns the offset of character i and how many bytes it takes. Of one that has left the buffer it returns where the buffer begins, and no bytes.
 func (l *foldedLane) place(i int) (offset, size int64) {
 	at := l.gone + int64(i)
 	run := &l.runs[max(0, sort.Search(len(l.runs), func(i int) bool { return l.runs[i].first > at })-1)]
@@ -187,7 +187,7 @@ func (l *foldedLane) place(i int) (offset, size int64) {
 			}
 		}
 	}
-	return l.base, 1
+	return l.base, 0
 }
 
 // offset returns the offset of the first byte of character i.
