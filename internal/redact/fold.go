@@ -103,6 +103,11 @@ func (t *pairTable) fold(text []byte, k int, p []byte, i, end int) (int, int) {
 	return i, k
 }
 
+// kept returns how many characters the eight bytes of w leave, none of which is special.
+func (t *pairTable) kept(w uint64) int64 {
+	return int64(t[uint16(w)]>>19 + t[uint16(w>>16)]>>19 + t[uint16(w>>32)]>>19 + t[w>>48]>>19)
+}
+
 // asciiAlnum returns the lower-case form of an ASCII letter or digit, and 0 for any other byte.
 func asciiAlnum(c byte) byte {
 	switch {

@@ -64,7 +64,11 @@ func (x *index) live(p []byte, i int) int {
 		}
 	}
 	for ; i < len(p); i++ {
-		if n := len(p) - i; x.heads.may(load(p, i), n) && x.begins(p[i:]) {
+		n := len(p) - i
+		if !x.heads.may(load(p, i), n) {
+			continue
+		}
+		if n <= 2 && x.shortest > 2 || x.begins(p[i:]) { // of one and two bytes the heads know all
 			return i
 		}
 	}

@@ -1,6 +1,9 @@
 package redact
 
-import "sort"
+import (
+	"encoding/binary"
+	"sort"
+)
 
 const (
 	maxGap     = 64 << 10 // dropped bytes that one folded match may hold
@@ -89,7 +92,7 @@ func (l *foldedLane) read(p []byte, base int64, atEnd bool) {
 
 // take appends kept characters until a backspace, the end of buf, an undecided token or a full batch. It returns the index of the first byte it did not
 // take, and whether that cannot be decided yet.
-func (l *foldedLane) take(i int, atEnd bool) (_ int, undecided bool) {
+func (l *foldedLane) take(i int, atEnd bool) (next int, undecided bool) {
 	p, k := l.buf, len(l.text)
 	room := min(cap(l.text), k+batch)
 	text := l.text[:room]
@@ -99,26 +102,26 @@ func (l *foldedLane) take(i int, atEnd bool) (_ int, undecided bool) {
 		if i > from {
 			l.ran(first, k, from, i, false)
 		}
-		if i == len(p) || kindOf(p[i]) != escape {
-			if i < len(p) && p[i] == '\b' {
-				break
+		for i < len(p) && k+runBytes <= room && l.pairs[p[i]]&special != 0 {
+			if p[i] == '\b' {
+				l.text = l.text[:k]
+				return i, false
 			}
-			continue
+			n, c := token(p[i:], atEnd)
+			if n == 0 {
+				l.text = l.text[:k]
+				return i, true
+			}
+			if c != 0 {
+				text[k] = c
+				l.ran(k, k+1, i, i+n, true)
+				k++
+			}
+			i += n
 		}
-		n, c := token(p[i:], atEnd)
-		if n == 0 {
-			undecided = true
-			break
-		}
-		if c != 0 {
-			text[k] = c
-			l.ran(k, k+1, i, i+n, true)
-			k++
-		}
-		i += n
 	}
 	l.text = l.text[:k]
-	return i, undecided
+	return i, false
 }
 
 // ran adds a run, in indexes of text and buf.
@@ -179,8 +182,15 @@ func (l *foldedLane) place(i int) (offset, size int64) {
 	if run.token {
 		return run.start, run.end - run.start
 	}
-	left := run.last - at
-	for o := run.end - l.base - 1; o >= 0; o-- {
+	left, o := run.last-at, run.end-l.base
+	for o >= 8 && run.end-run.start >= 8 { // eight bytes at a time, as long as it is not among them
+		n := l.pairs.kept(binary.LittleEndian.Uint64(l.buf[o-8:]))
+		if n >= left || l.base+o-8 < run.start {
+			break
+		}
+		left, o = left-n, o-8
+	}
+	for o--; o >= 0; o-- {
 		if asciiAlnum(l.buf[o]) != 0 {
 			if left--; left == 0 {
 				return l.base + o, 1
