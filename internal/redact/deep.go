@@ -197,6 +197,7 @@ func labelOf(p *pattern) *label {
 func (d Deep) Missed(output []byte, set *Set, name string) ([]Count, error) {
 	d.Detectors = nil
 	sum := make(map[Count]int)
+	maskText := regexp.MustCompile(`\[sealed:[A-Za-z0-9_.-]{1,64}\]`)
 	for _, part := range maskText.Split(string(output), -1) {
 		_, r, err := d.Redact([]byte(part), set, name)
 		if err != nil {
@@ -206,5 +207,3 @@ func (d Deep) Missed(output []byte, set *Set, name string) ([]Count, error) {
 	}
 	return sorted(sum), nil
 }
-
-var maskText = regexp.MustCompile(`\[sealed:[A-Za-z0-9_.-]{1,64}\]`)

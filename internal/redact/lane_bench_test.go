@@ -6,12 +6,16 @@ import (
 	"testing"
 )
 
+// BenchmarkFold is the folded view alone: what takes the characters, and that with the search.
 func BenchmarkFold(b *testing.B) {
 	text := cleanText(rand.New(rand.NewPCG(1, 2)), 1<<20)
 	plain := bytes.ReplaceAll(text, []byte("\x1b["), []byte(".."))
 	for name, text := range map[string][]byte{"ansi": text, "plain": plain} {
 		set := randomSet(b, rand.New(rand.NewPCG(1, 2)), 10)
-		n, _ := set.compiled()
+		n, err := set.compiled()
+		if err != nil {
+			b.Fatal(err)
+		}
 		b.Run(name+"/take", func(b *testing.B) {
 			var l foldedLane
 			l.reset(n.folded, set.pairs, 0)

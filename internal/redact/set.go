@@ -95,7 +95,7 @@ func (s *Set) Add(key string, value []byte, o Options) error {
 }
 
 // Wipe forgets all values and overwrites the set's copies of them. Later Adds, and Writers and Readers that still use the set, fail with ErrWiped. It is best
-// effort: the compiled automata and the buffers of open writers hold copies too, which are left to the garbage collector.
+// effort: the compiled indexes and the buffers of open writers hold copies too, which are left to the garbage collector.
 func (s *Set) Wipe() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -106,7 +106,7 @@ func (s *Set) Wipe() {
 	s.gen.Add(1)
 }
 
-// compiled returns the automata of the current generation and builds them if they are not there yet.
+// compiled returns the indexes of the current generation and builds them if they are not there yet.
 func (s *Set) compiled() (*needles, error) {
 	if s == nil {
 		return nil, ErrWiped

@@ -10,8 +10,9 @@ import (
 // Count says how many masks of a stream hold a value of Key found in Form. A mask that unites values of several keys counts once for each of them; of the
 // forms of one key the longest match counts. A value that ends exactly where a longer match ends is not counted.
 //
-// The forms are raw, base64, base64url, hex, base32, url, json, go, shell, c, xml, utf16, unicode-tags, full-width, reversed, reversed-base64, rot13 and line;
-// those found in the folded view only carry the prefix "folded-". The form partial is a live match that was masked at the end of a stream.
+// The forms are raw, base64, base64url, hex, base32, url, json, go, python, shell, c, xml, quoted-printable, utf16, unicode-tags, full-width, reversed,
+// reversed-base64, rot13, rot47, decimal, line and part; those found in the folded view only carry the prefix "folded-". The form partial is a live match that
+// was masked at the end of a stream. Deep adds atbash, octal, binary, ascii85, base58, sha256, xor, shifted, nested and detected.
 type Count struct {
 	Key    string
 	Form   string
