@@ -30,7 +30,8 @@ type Redaction struct {
 // build log.
 func NewRedaction(n int, exactOnly bool) (*Redaction, error) {
 	rnd := rand.New(rand.NewPCG(1, 2))
-	r := &Redaction{text: buildLog(rnd, 4<<20), copy: make([]byte, WriteSize)}
+	// More than the caches hold, as a stream is.
+	r := &Redaction{text: bytes.Repeat(buildLog(rnd, 4<<20), 16), copy: make([]byte, WriteSize)}
 	set := redact.NewSet()
 	for i := range n {
 		v := randomValue(rnd, 20+rnd.IntN(45))
