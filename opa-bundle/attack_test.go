@@ -3,10 +3,13 @@ package opabundle
 import (
 	"archive/tar"
 	"bytes"
+	"compress/flate"
 	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -159,6 +162,47 @@ func TestSparseBomb(t *testing.T) {
 	_, err = Open(context.Background(), gz(t, buf.Bytes()), newKey(t).options())
 	if !errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), "more than 8388608 bytes") {
 		t.Errorf("got %v, want ErrMalformed about the size", err)
+	}
+}
+
+// 1 GiB of zeros in 1 MiB: reading stops at the limit.
+func TestGzipBomb(t *testing.T) {
+	var head, body bytes.Buffer
+	zw, err := flate.NewWriter(&body, flate.BestCompression)
+	if err != nil {
+		t.Fatal(err)
+	}
+	zeros := make([]byte, 1<<20)
+	for range 2 { // from the second on, each MiB is compressed the same
+		head.Write(body.Bytes())
+		body.Reset()
+		if _, err := zw.Write(zeros); err != nil {
+			t.Fatal(err)
+		}
+		if err := zw.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	raw := append([]byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255}, head.Bytes()...)
+	raw = append(raw, bytes.Repeat(body.Bytes(), 1023)...)
+	zr, err := gzip.NewReader(bytes.NewReader(raw))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, _ := io.Copy(io.Discard, zr); n != 1<<30 {
+		t.Fatalf("the fixture holds %d bytes", n)
+	}
+	opts := newKey(t).options()
+	opts.Limits.Compressed = 2 << 20
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, err = Open(context.Background(), raw, opts)
+	runtime.ReadMemStats(&after)
+	if !errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), "after the end") && !strings.Contains(err.Error(), "uncompressed") {
+		t.Errorf("got %v, want ErrMalformed about the size", err)
+	}
+	if n := (after.TotalAlloc - before.TotalAlloc) >> 20; n > 64 {
+		t.Errorf("allocated %d MiB", n)
 	}
 }
 

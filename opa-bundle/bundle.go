@@ -14,6 +14,13 @@
 // of package sealed are answered by a rule. Decide then depends on its
 // arguments only: same bundle, question, input and time, same decision.
 //
+// # Cost
+//
+// A decision is one evaluation in process. Its input holds the fields that
+// some rule of the bundle reads, so that a policy pays for what it asks; it
+// holds one key and its profile, so the number of profiles does not matter.
+// DecideAll decides keys that differ in nothing that is read but once.
+//
 // # What it does not guarantee
 //
 // A signature says nothing about age. The engine compares Ref().Sequence with
@@ -40,9 +47,14 @@ import (
 	"errors"
 	"time"
 
-	"github.com/open-policy-agent/opa/v1/rego"
-
 	"sealed.dev/sealed/internal/sealed"
+)
+
+// Questions that a bundle may answer beside those of package sealed. One that
+// has no rule for them denies with sealed.ReasonUndefined.
+const (
+	QuestionDispatch  = "sealed.dispatch.decision"  // may this worker start this run?
+	QuestionDirective = "sealed.directive.decision" // what is to happen to this running run?
 )
 
 // Why a bundle was refused. Every error of Open wraps one of them or is the
@@ -104,7 +116,7 @@ type Bundle struct {
 	revision string
 	expires  time.Time
 	limits   Limits
-	queries  map[string]rego.PreparedEvalQuery // by question
+	queries  map[string]*query // by question
 }
 
 // Ref returns the plain SHA-256 of the bundle's bytes and its sequence.

@@ -2,18 +2,16 @@ package opabundle
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
+	"errors"
 	"time"
 
-	"github.com/open-policy-agent/opa/v1/metrics"
-	"github.com/open-policy-agent/opa/v1/rego"
+	"github.com/open-policy-agent/opa/v1/ast"
 
 	"sealed.dev/sealed/internal/sealed"
 )
 
-// Decide answers a question (sealed.QuestionAuthz or sealed.QuestionApproval)
-// about an input at a time. It never fails: every failure is a denial with one
+// Decide answers a question (sealed.QuestionAuthz, sealed.QuestionApproval,
+// QuestionDispatch or QuestionDirective) about an input at a time. It never fails: every failure is a denial with one
 // of the fixed reasons.
 //
 //	no bundle                              sealed.ReasonNoBundle
@@ -29,46 +27,62 @@ import (
 // The input is a sealed.Input, a sealed.ApprovalInput, a pointer to one, or
 // anything that encoding/json encodes.
 func (b *Bundle) Decide(ctx context.Context, question string, input any, at time.Time) sealed.Decision {
+	query, no := b.query(question, at)
+	if no != nil {
+		return *no
+	}
+	value, err := inputValue(input, query.reads, b.limits.Input)
+	if err != nil {
+		return badInput()
+	}
+	return b.answer(ctx, query, value, at)
+}
+
+// query returns the compiled question, or the denial that stands for it.
+func (b *Bundle) query(question string, at time.Time) (*query, *sealed.Decision) {
+	deny := func(code, msg string) (*query, *sealed.Decision) {
+		d := sealed.Deny(code, msg)
+		return nil, &d
+	}
 	if b == nil {
-		return sealed.Deny(sealed.ReasonNoBundle, "no policy bundle is loaded")
+		return deny(sealed.ReasonNoBundle, "no policy bundle is loaded")
 	}
 	if !at.Before(b.expires) {
-		return sealed.Deny(sealed.ReasonExpired, "the policy bundle has expired")
+		return deny(sealed.ReasonExpired, "the policy bundle has expired")
 	}
 	query, ok := b.queries[question]
 	if !ok {
-		return sealed.Deny(sealed.ReasonUndefined, "the policy bundle does not answer this question")
+		return deny(sealed.ReasonUndefined, "the policy bundle does not answer this question")
 	}
-	value, err := inputValue(input, b.limits.Input)
-	if err != nil || at.IsZero() {
-		return sealed.Deny(sealed.ReasonError, "the input cannot be given to the policy")
+	if at.IsZero() {
+		no := badInput()
+		return nil, &no
 	}
-	ctx, cancel := context.WithTimeout(ctx, b.limits.Eval)
-	defer cancel()
-	results, err := query.Eval(ctx, rego.EvalParsedInput(value), rego.EvalTime(at), rego.EvalMetrics(metrics.NoOp()))
+	return query, nil
+}
+
+func badInput() sealed.Decision {
+	return sealed.Deny(sealed.ReasonError, "the input cannot be given to the policy")
+}
+
+func badAnswer() sealed.Decision {
+	return sealed.Deny(sealed.ReasonShape, "the policy's answer is not a decision")
+}
+
+// answer asks once.
+func (b *Bundle) answer(ctx context.Context, q *query, input ast.Value, at time.Time) sealed.Decision {
+	value, err := q.eval(ctx, input, at, b.limits.Eval)
 	switch {
-	case ctx.Err() != nil: // also when an answer came too late
+	case errors.Is(err, errTimeout):
 		return sealed.Deny(sealed.ReasonTimeout, "the policy did not answer in time")
 	case err != nil:
 		return sealed.Deny(sealed.ReasonError, "the policy failed")
-	case len(results) == 0:
+	case value == nil:
 		return sealed.Deny(sealed.ReasonUndefined, "the policy does not answer for this input")
 	}
-	d, err := decision(results)
+	d, err := decision(value)
 	if err != nil {
-		return sealed.Deny(sealed.ReasonShape, "the policy's answer is not a decision")
+		return badAnswer()
 	}
 	return d
-}
-
-// decision accepts exactly one result of exactly the documented shape.
-func decision(results rego.ResultSet) (sealed.Decision, error) {
-	if len(results) != 1 || len(results[0].Expressions) != 1 {
-		return sealed.Decision{}, fmt.Errorf("%d results", len(results))
-	}
-	data, err := json.Marshal(results[0].Expressions[0].Value)
-	if err != nil {
-		return sealed.Decision{}, fmt.Errorf("encoding answer: %w", err)
-	}
-	return sealed.ParseDecision(data)
 }

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -141,19 +143,6 @@ func TestStrictBuiltinErrorsControl(t *testing.T) {
 	}
 }
 
-func TestDecisionWantsOneResult(t *testing.T) {
-	one := rego.Result{Expressions: []*rego.ExpressionValue{{Value: map[string]any{"effect": "allow", "reasons": []any{}, "obligations": map[string]any{}}}}}
-	if _, err := decision(rego.ResultSet{one}); err != nil {
-		t.Errorf("control: %v", err)
-	}
-	two := rego.Result{Expressions: []*rego.ExpressionValue{one.Expressions[0], one.Expressions[0]}}
-	for _, rs := range []rego.ResultSet{{}, {one, one}, {two}, {{}}} {
-		if d, err := decision(rs); err == nil {
-			t.Errorf("%v: accepted as %+v", rs, d)
-		}
-	}
-}
-
 // The values built by hand equal those of the road through JSON.
 func TestInputEqualsJSON(t *testing.T) {
 	tagless := fullInput()
@@ -176,7 +165,7 @@ func TestInputEqualsJSON(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := inputValue(in, 1<<20)
+		got, err := inputValue(in, allFields, 1<<20)
 		if err != nil {
 			t.Errorf("%d: %v", i, err)
 			continue
@@ -204,7 +193,7 @@ func TestLinearRuleAgreesWithDenials(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	seen := map[string]int{}
 	for range 5000 {
-		v, err := authzValue(randomInput(rnd), 1<<20)
+		v, err := authzValue(randomInput(rnd), allFields, 1<<20)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -304,6 +293,20 @@ func TestDecideLeavesNoGoroutine(t *testing.T) {
 	}
 }
 
+// The usual decision stays cheap. It allocates about 250 times; the detector
+// of races adds to that.
+func TestDecideAllocations(t *testing.T) {
+	b := open(t, buildDefault(t), patient)
+	ctx, in := context.Background(), fullInput()
+	if n := testing.AllocsPerRun(100, func() { b.Decide(ctx, sealed.QuestionAuthz, in, now) }); n > 400 {
+		t.Errorf("%.0f allocations, want at most 400", n)
+	}
+	uses := slices.Repeat([]Use{{in.Profile, in.Key}}, 50)
+	if n := testing.AllocsPerRun(100, func() { b.DecideAll(ctx, *in, uses, now) }); n > 800 {
+		t.Errorf("50 keys of one kind: %.0f allocations, want at most 800", n)
+	}
+}
+
 func BenchmarkDecide(b *testing.B) {
 	bundle := open(b, buildDefault(b), Limits{})
 	high := fullInput()
@@ -324,10 +327,44 @@ func BenchmarkDecide(b *testing.B) {
 			}
 		})
 	}
+	// The same bundle as plain OPA would be asked, from a map and into a map.
+	b.Run("plain_opa_map", func(b *testing.B) {
+		q := bundle.queries[sealed.QuestionAuthz]
+		plain, err := rego.New(rego.Query("data."+sealed.QuestionAuthz), rego.Compiler(q.compiler), rego.Store(q.store), rego.StrictBuiltinErrors(true)).PrepareForEval(context.Background())
+		if err != nil {
+			b.Fatal(err)
+		}
+		var in map[string]any
+		if err := json.Unmarshal(mustJSON(b, fullInput()), &in); err != nil {
+			b.Fatal(err)
+		}
+		b.ReportAllocs()
+		for b.Loop() {
+			if rs, err := plain.Eval(context.Background(), rego.EvalInput(in), rego.EvalTime(now)); err != nil || len(rs) != 1 {
+				b.Fatal(rs, err)
+			}
+		}
+	})
+	for _, kinds := range []int{1, 5, 50} {
+		b.Run(fmt.Sprintf("50_keys_%d_kinds", kinds), func(b *testing.B) {
+			in := *fullInput()
+			var uses []Use
+			for i := range 50 {
+				in.Key.Name, in.Key.TTL = sealed.KeyName(fmt.Sprintf("KEY_%d", i)), int64(600+i%kinds)
+				uses = append(uses, Use{in.Profile, in.Key})
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				if ds := bundle.DecideAll(context.Background(), in, uses, now); ds[49].Effect != sealed.EffectAllow {
+					b.Fatal(ds)
+				}
+			}
+		})
+	}
 	b.Run("input_by_hand", func(b *testing.B) {
 		in := fullInput()
 		for b.Loop() {
-			if _, err := inputValue(in, 1<<20); err != nil {
+			if _, err := inputValue(in, allFields, 1<<20); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -341,6 +378,47 @@ func BenchmarkDecide(b *testing.B) {
 			}
 		}
 	})
+}
+
+// largeBundle is of nearly 1 MiB: the default policies and data that does not
+// compress well.
+func largeBundle(t testing.TB, k testKey) []byte {
+	t.Helper()
+	files, err := readArchive(buildDefault(t), Limits{}.withDefaults())
+	if err != nil {
+		t.Fatal(err)
+	}
+	rnd, data := rand.New(rand.NewPCG(15, 16)), map[string]string{}
+	for range 19_000 {
+		data[strconv.FormatUint(rnd.Uint64(), 36)] = fmt.Sprintf("%016x%016x%016x", rnd.Uint64(), rnd.Uint64(), rnd.Uint64())
+	}
+	return k.seal(t, append(files, file{"data.json", mustJSON(t, map[string]any{"sealed": map[string]any{"names": data}})})...)
+}
+
+func TestOpenLargeBundle(t *testing.T) {
+	k := newKey(t)
+	raw := largeBundle(t, k)
+	if len(raw) < 700<<10 || len(raw) > 1<<20 {
+		t.Errorf("the fixture has %d bytes", len(raw))
+	}
+	if _, err := Open(context.Background(), raw, k.options()); err != nil {
+		t.Error(err)
+	}
+}
+
+// The goal is 500 ms for a bundle of 1 MiB.
+func BenchmarkOpen(b *testing.B) {
+	k := newKey(b)
+	for name, raw := range map[string][]byte{"default": k.sign(b, buildDefault(b)), "1MiB": largeBundle(b, k)} {
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(int64(len(raw)))
+			for b.Loop() {
+				if _, err := Open(context.Background(), raw, k.options()); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }
 
 // The allow-list names only functions that this OPA has, and none that could

@@ -95,7 +95,12 @@ func manifestFile(t testing.TB) file {
 
 func buildDefault(t testing.TB) []byte {
 	t.Helper()
-	raw, err := Build(context.Background(), rego.FS(), testManifest())
+	return buildWith(t, testManifest())
+}
+
+func buildWith(t testing.TB, m Manifest) []byte {
+	t.Helper()
+	raw, err := Build(context.Background(), rego.FS(), m)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,17 +16,18 @@ import (
 
 // inputValue turns an input into OPA's terms. The two inputs of package sealed
 // are built by hand, which saves a round trip through JSON on every decision;
-// a test proves that both ways give equal values. Text that is not UTF-8 is an
-// error: encoding/json would change it in silence.
-func inputValue(input any, limit int) (ast.Value, error) {
+// a test proves that both ways give equal values. Of a sealed.Input only the
+// fields in reads are built, though all are checked. Text that is not UTF-8 is
+// an error: encoding/json would change it in silence.
+func inputValue(input any, reads fieldSet, limit int) (ast.Value, error) {
 	switch in := input.(type) {
 	case *sealed.Input:
 		if in == nil {
 			return nil, errors.New("nil input")
 		}
-		return authzValue(in, limit)
+		return authzValue(in, reads, limit)
 	case sealed.Input:
-		return authzValue(&in, limit)
+		return authzValue(&in, reads, limit)
 	case *sealed.ApprovalInput:
 		if in == nil {
 			return nil, errors.New("nil input")
@@ -51,15 +52,26 @@ func jsonValue(data []byte, limit int) (ast.Value, error) {
 
 // terms builds terms, counts their size and keeps the first error.
 type terms struct {
-	left int // bytes that may still come
-	err  error
+	left  int // bytes that may still come
+	err   error
+	slab  []ast.Term // terms to come; one allocation for many
+	reads fieldSet
 }
 
-func (t *terms) fail(err error) *ast.Term {
+func (t *terms) fail(err error) {
 	if t.err == nil {
 		t.err = err
 	}
-	return ast.NullTerm()
+}
+
+func (t *terms) term(v ast.Value) *ast.Term {
+	if len(t.slab) == 0 {
+		t.slab = make([]ast.Term, 32)
+	}
+	term := &t.slab[0]
+	t.slab = t.slab[1:]
+	term.Value = v
+	return term
 }
 
 // take counts n bytes and as many again for the frame of one element.
@@ -71,30 +83,42 @@ func (t *terms) take(n int) bool {
 	return true
 }
 
-func (t *terms) str(s string) *ast.Term {
+// fits counts a text and reports whether it can be given to a policy.
+func (t *terms) fits(s string) bool {
 	if !t.take(len(s)) {
-		return ast.NullTerm()
+		return false
 	}
 	if !utf8.ValidString(s) {
-		return t.fail(errors.New("text is not UTF-8"))
+		t.fail(errors.New("text is not UTF-8"))
+		return false
 	}
-	return ast.StringTerm(s)
+	return true
 }
 
-// time writes what time.Time.MarshalJSON writes.
-func (t *terms) time(at time.Time) *ast.Term {
+func (t *terms) str(s string) *ast.Term {
+	if term, ok := commonTerms[s]; ok && t.take(len(s)) {
+		return term
+	}
+	if !t.fits(s) {
+		return nullTerm
+	}
+	return t.term(ast.String(s))
+}
+
+// timeText is what time.Time.MarshalJSON writes.
+func (t *terms) timeText(at time.Time) string {
 	b, err := at.MarshalText()
 	if err != nil {
-		return t.fail(err)
+		t.fail(err)
 	}
-	return t.str(string(b))
+	return string(b)
 }
 
 // list keeps the difference between a nil slice (null) and an empty one, as
 // encoding/json does.
 func list[T any](t *terms, xs []T, term func(T) *ast.Term) *ast.Term {
 	if xs == nil {
-		return ast.NullTerm()
+		return nullTerm
 	}
 	out := make([]*ast.Term, 0, len(xs))
 	for _, x := range xs {
@@ -103,14 +127,14 @@ func list[T any](t *terms, xs []T, term func(T) *ast.Term) *ast.Term {
 		}
 		out = append(out, term(x))
 	}
-	return ast.ArrayTerm(out...)
+	return t.term(ast.NewArray(out...))
 }
 
 func (t *terms) strs(xs []string) *ast.Term { return list(t, xs, t.str) }
 
 func (t *terms) strMap(m map[string]string) *ast.Term {
 	if m == nil {
-		return ast.NullTerm()
+		return nullTerm
 	}
 	out := make([][2]*ast.Term, 0, len(m))
 	for k, v := range m {
@@ -119,32 +143,67 @@ func (t *terms) strMap(m map[string]string) *ast.Term {
 		}
 		out = append(out, [2]*ast.Term{t.str(k), t.str(v)})
 	}
-	return ast.ObjectTerm(out...)
+	return t.term(ast.NewObject(out...))
 }
 
-func (t *terms) num(n int64) *ast.Term { return ast.NumberTerm(json.Number(strconv.FormatInt(n, 10))) }
+func (t *terms) num(n int64) *ast.Term {
+	return t.term(ast.Number(strconv.FormatInt(n, 10)))
+}
 
-// field pairs a field name with its value.
-func field(name string, value *ast.Term) [2]*ast.Term {
-	if term, ok := fieldNames[name]; ok {
+// An object is under construction: the fields of one object of the input, of
+// which those that no policy reads are only checked.
+type object struct {
+	*terms
+	members [][2]*ast.Term
+}
+
+func (o *object) add(f field, value *ast.Term) {
+	o.members = append(o.members, [2]*ast.Term{fieldTerms[f], value})
+}
+
+func (o *object) str(f field, s string) {
+	if o.reads.has(f) {
+		o.add(f, o.terms.str(s))
+	} else {
+		o.fits(s)
+	}
+}
+
+func (o *object) strs(f field, xs []string) {
+	if o.reads.has(f) {
+		o.add(f, o.terms.strs(xs))
+		return
+	}
+	for _, x := range xs {
+		if !o.fits(x) {
+			return
+		}
+	}
+}
+
+func (o *object) num(f field, n int64) {
+	if o.reads.has(f) {
+		o.add(f, o.terms.num(n))
+	}
+}
+
+func (o *object) flag(f field, yes bool) {
+	if o.reads.has(f) {
+		o.add(f, ast.InternedTerm(yes))
+	}
+}
+
+// in adds the object to the one around it, unless no policy reads any of it.
+func (o *object) in(outer *object, name *ast.Term) {
+	if len(o.members) > 0 {
+		outer.members = append(outer.members, [2]*ast.Term{name, o.term(ast.NewObject(o.members...))})
+	}
+}
+
+// member pairs a name with its value.
+func member(name string, value *ast.Term) [2]*ast.Term {
+	if term, ok := commonTerms[name]; ok {
 		return [2]*ast.Term{term, value}
 	}
 	return [2]*ast.Term{ast.StringTerm(name), value}
 }
-
-// fieldNames are the names of sealed.Input as terms, which are never changed
-// and shared by all evaluations. It only saves allocations.
-var fieldNames = func() map[string]*ast.Term {
-	terms := map[string]*ast.Term{}
-	for _, name := range []string{
-		"phase", "time", "tenant", "requester", "agent", "run", "profile", "key",
-		"reason", "entity_id", "name", "person", "groups", "claims", "definition_digest", "spiffe_id",
-		"proven", "id", "mode", "workflow", "workflow_proven", "tags", "backend", "isolation",
-		"assurance", "network", "interactive", "level", "version", "owner", "allowed_workflows", "host",
-		"methods", "paths", "header", "format", "source", "source_kind", "agents", "workflows",
-		"risk", "delivery", "bindings", "ttl", "max_ttl", "requester_matches",
-	} {
-		terms[name] = ast.StringTerm(name)
-	}
-	return terms
-}()

@@ -11,130 +11,177 @@ import (
 // The two inputs of package sealed, field by field in the order of their Go
 // types. A field with omitempty is left out when it is zero.
 
-func authzValue(in *sealed.Input, limit int) (ast.Value, error) {
-	t := &terms{left: limit}
-	fields := [][2]*ast.Term{
-		field("phase", t.str(in.Phase)),
-		field("time", t.time(in.Time)),
-		field("tenant", t.str(string(in.Tenant))),
-		field("requester", t.requester(in.Requester)),
-		field("agent", t.agent(in.Agent)),
-		field("run", t.run(in.Run)),
-		field("profile", t.profile(in.Profile)),
-		field("key", t.key(in.Key)),
+func authzValue(in *sealed.Input, reads fieldSet, limit int) (ast.Value, error) {
+	t := &terms{left: limit, reads: reads}
+	o := object{terms: t, members: make([][2]*ast.Term, 0, 9)}
+	o.shared(in)
+	o.profile(&in.Profile)
+	o.key(&in.Key)
+	if t.err != nil {
+		return nil, t.err
 	}
+	return ast.NewObject(o.members...), nil
+}
+
+// shared adds what does not change from key to key of a run.
+func (o *object) shared(in *sealed.Input) {
+	o.str(fPhase, in.Phase)
+	o.str(fTime, o.timeText(in.Time))
+	o.str(fTenant, string(in.Tenant))
+	o.requester(&in.Requester)
+	o.agent(&in.Agent)
+	o.run(&in.Run)
 	if in.Reason != "" {
-		fields = append(fields, field("reason", t.str(in.Reason)))
+		o.str(fReason, in.Reason)
 	}
-	return ast.NewObject(fields...), t.err
 }
 
-func (t *terms) requester(r sealed.Requester) *ast.Term {
-	return ast.ObjectTerm(
-		field("entity_id", t.str(r.EntityID)),
-		field("name", t.str(r.Name)),
-		field("person", t.str(r.Person)),
-		field("groups", t.strs(r.Groups)),
-		field("claims", t.strMap(r.Claims)),
-	)
+func (o *object) requester(r *sealed.Requester) {
+	in := object{terms: o.terms, members: make([][2]*ast.Term, 0, 5)}
+	in.str(fRequesterEntityID, r.EntityID)
+	in.str(fRequesterName, r.Name)
+	in.str(fRequesterPerson, r.Person)
+	in.strs(fRequesterGroups, r.Groups)
+	if o.reads.has(fRequesterClaims) {
+		in.add(fRequesterClaims, o.strMap(r.Claims))
+	} else {
+		for k, v := range r.Claims {
+			if !o.fits(k) || !o.fits(v) {
+				break
+			}
+		}
+	}
+	in.in(o, requesterTerm)
 }
 
-func (t *terms) agent(a sealed.InputAgent) *ast.Term {
-	fields := [][2]*ast.Term{
-		field("name", t.str(string(a.Name))),
-		field("definition_digest", t.str(string(a.DefinitionDigest))),
-	}
+func (o *object) agent(a *sealed.InputAgent) {
+	in := object{terms: o.terms, members: make([][2]*ast.Term, 0, 3)}
+	in.str(fAgentName, string(a.Name))
+	in.str(fAgentDefinitionDigest, string(a.DefinitionDigest))
 	if a.SPIFFEID != "" {
-		fields = append(fields, field("spiffe_id", t.str(a.SPIFFEID)))
+		in.str(fAgentSPIFFEID, a.SPIFFEID)
 	}
-	return ast.ObjectTerm(fields...)
+	in.in(o, agentTerm)
 }
 
-func (t *terms) run(r sealed.InputRun) *ast.Term {
-	tag := func(x sealed.InputTag) *ast.Term {
-		return ast.ObjectTerm(field("name", t.str(x.Name)), field("proven", ast.BooleanTerm(x.Proven)))
+func (o *object) run(r *sealed.InputRun) {
+	in := object{terms: o.terms, members: make([][2]*ast.Term, 0, 10)}
+	in.str(fRunID, string(r.ID))
+	in.str(fRunMode, r.Mode)
+	in.str(fRunWorkflow, r.Workflow)
+	in.flag(fRunWorkflowProven, r.WorkflowProven)
+	if o.reads.has(fRunTags) {
+		in.add(fRunTags, list(o.terms, r.Tags, o.tag))
+	} else {
+		for _, x := range r.Tags {
+			if !o.fits(x.Name) {
+				break
+			}
+		}
 	}
-	return ast.ObjectTerm(
-		field("id", t.str(string(r.ID))),
-		field("mode", t.str(r.Mode)),
-		field("workflow", t.str(r.Workflow)),
-		field("workflow_proven", ast.BooleanTerm(r.WorkflowProven)),
-		field("tags", list(t, r.Tags, tag)),
-		field("backend", t.str(r.Backend)),
-		field("isolation", t.str(r.Isolation)),
-		field("assurance", t.str(r.Assurance)),
-		field("network", t.str(r.Network)),
-		field("interactive", ast.BooleanTerm(r.Interactive)),
-	)
+	in.str(fRunBackend, r.Backend)
+	in.str(fRunIsolation, r.Isolation)
+	in.str(fRunAssurance, r.Assurance)
+	in.str(fRunNetwork, r.Network)
+	in.flag(fRunInteractive, r.Interactive)
+	in.in(o, runTerm)
 }
 
-func (t *terms) profile(p sealed.InputProfile) *ast.Term {
-	return ast.ObjectTerm(
-		field("name", t.str(string(p.Name))),
-		field("level", t.str(p.Level)),
-		field("version", t.num(int64(p.Version))),
-		field("owner", t.str(p.Owner)),
-		field("tags", t.strs(p.Tags)),
-		field("allowed_workflows", t.strs(p.AllowedWorkflows)),
-	)
+func (t *terms) tag(x sealed.InputTag) *ast.Term {
+	return t.term(ast.NewObject(member("name", t.str(x.Name)), member("proven", ast.InternedTerm(x.Proven))))
 }
 
-func (t *terms) key(k sealed.InputKey) *ast.Term {
-	binding := func(b sealed.Binding) *ast.Term {
-		return ast.ObjectTerm(
-			field("host", t.str(b.Host)),
-			field("methods", t.strs(b.Methods)),
-			field("paths", t.strs(b.Paths)),
-			field("header", t.str(b.Header)),
-			field("format", t.str(b.Format)),
-		)
+func (o *object) profile(p *sealed.InputProfile) {
+	in := object{terms: o.terms, members: make([][2]*ast.Term, 0, 6)}
+	in.str(fProfileName, string(p.Name))
+	in.str(fProfileLevel, p.Level)
+	in.num(fProfileVersion, int64(p.Version))
+	in.str(fProfileOwner, p.Owner)
+	in.strs(fProfileTags, p.Tags)
+	in.strs(fProfileAllowedWorkflows, p.AllowedWorkflows)
+	in.in(o, profileTerm)
+}
+
+func (o *object) key(k *sealed.InputKey) {
+	in := object{terms: o.terms, members: make([][2]*ast.Term, 0, 12)}
+	in.str(fKeyName, string(k.Name))
+	in.str(fKeySource, string(k.Source))
+	in.str(fKeySourceKind, k.SourceKind)
+	in.strs(fKeyAgents, k.Agents)
+	in.strs(fKeyWorkflows, k.Workflows)
+	in.strs(fKeyTags, k.Tags)
+	in.str(fKeyRisk, k.Risk)
+	in.str(fKeyDelivery, string(k.Delivery))
+	if o.reads.has(fKeyBindings) {
+		in.add(fKeyBindings, list(o.terms, k.Bindings, o.binding))
+	} else {
+		o.checkBindings(k.Bindings)
 	}
-	return ast.ObjectTerm(
-		field("name", t.str(string(k.Name))),
-		field("source", t.str(string(k.Source))),
-		field("source_kind", t.str(k.SourceKind)),
-		field("agents", t.strs(k.Agents)),
-		field("workflows", t.strs(k.Workflows)),
-		field("tags", t.strs(k.Tags)),
-		field("risk", t.str(k.Risk)),
-		field("delivery", t.str(string(k.Delivery))),
-		field("bindings", list(t, k.Bindings, binding)),
-		field("ttl", t.num(k.TTL)),
-		field("max_ttl", t.num(k.MaxTTL)),
-		field("requester_matches", ast.BooleanTerm(k.RequesterMatches)),
-	)
+	in.num(fKeyTTL, k.TTL)
+	in.num(fKeyMaxTTL, k.MaxTTL)
+	in.flag(fKeyRequesterMatches, k.RequesterMatches)
+	in.in(o, keyTerm)
+}
+
+func (t *terms) binding(b sealed.Binding) *ast.Term {
+	return t.term(ast.NewObject(
+		member("host", t.str(b.Host)),
+		member("methods", t.strs(b.Methods)),
+		member("paths", t.strs(b.Paths)),
+		member("header", t.str(b.Header)),
+		member("format", t.str(b.Format)),
+	))
+}
+
+func (t *terms) checkBindings(bindings []sealed.Binding) {
+	for _, b := range bindings {
+		for _, list := range [][]string{b.Methods, b.Paths, {b.Host, b.Header, b.Format}} {
+			for _, s := range list {
+				if !t.fits(s) {
+					return
+				}
+			}
+		}
+	}
 }
 
 func approvalValue(in *sealed.ApprovalInput, limit int) (ast.Value, error) {
 	t := &terms{left: limit}
-	object := ast.NullTerm()
+	approval := nullTerm
 	if in.Approval != nil {
 		v, err := jsonValue(in.Approval, limit)
 		if err != nil {
 			return nil, fmt.Errorf("encoding approval: %w", err)
 		}
 		t.take(len(in.Approval))
-		object = ast.NewTerm(v)
+		approval = ast.NewTerm(v)
 	}
 	vote := func(v sealed.Vote) *ast.Term {
-		fields := [][2]*ast.Term{
-			field("person", t.str(v.Person)),
-			field("entity_id", t.str(v.EntityID)),
-			field("name", t.str(v.Name)),
-			field("yes", ast.BooleanTerm(v.Yes)),
-			field("at", t.time(v.At)),
+		members := [][2]*ast.Term{
+			member("person", t.str(v.Person)),
+			member("entity_id", t.str(v.EntityID)),
+			member("name", t.str(v.Name)),
+			member("yes", ast.InternedTerm(v.Yes)),
+			member("at", t.str(t.timeText(v.At))),
 		}
 		if len(v.Groups) > 0 {
-			fields = append(fields, field("groups", t.strs(v.Groups)))
+			members = append(members, member("groups", t.strs(v.Groups)))
 		}
-		return ast.ObjectTerm(fields...)
+		return t.term(ast.NewObject(members...))
 	}
+	voter := in.Voter
 	v := ast.NewObject(
-		field("time", t.time(in.Time)),
-		field("tenant", t.str(string(in.Tenant))),
-		field("voter", t.requester(in.Voter)),
-		field("approval", object),
-		field("votes", list(t, in.Votes, vote)),
+		member("time", t.str(t.timeText(in.Time))),
+		member("tenant", t.str(string(in.Tenant))),
+		member("voter", t.term(ast.NewObject(
+			member("entity_id", t.str(voter.EntityID)),
+			member("name", t.str(voter.Name)),
+			member("person", t.str(voter.Person)),
+			member("groups", t.strs(voter.Groups)),
+			member("claims", t.strMap(voter.Claims)),
+		))),
+		member("approval", approval),
+		member("votes", list(t, in.Votes, vote)),
 	)
 	return v, t.err
 }

@@ -12,7 +12,6 @@ import (
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/bundle"
 	"github.com/open-policy-agent/opa/v1/loader/filter"
-	"github.com/open-policy-agent/opa/v1/rego"
 	"github.com/open-policy-agent/opa/v1/storage"
 	"github.com/open-policy-agent/opa/v1/storage/inmem"
 
@@ -67,7 +66,7 @@ func load(ctx context.Context, files []file, cfg *bundle.VerificationConfig, lim
 	if err != nil {
 		return nil, err
 	}
-	queries, err := prepare(ctx, compiler, store)
+	queries, err := prepare(compiler, store)
 	if err != nil {
 		return nil, err
 	}
@@ -124,29 +123,20 @@ func compile(ctx context.Context, b bundle.Bundle) (*ast.Compiler, storage.Store
 	return compiler, store, nil
 }
 
-// prepare makes one query per question. The questions are constants; no query
-// is ever made from input (CVE-2025-46569).
-func prepare(ctx context.Context, compiler *ast.Compiler, store storage.Store) (map[string]rego.PreparedEvalQuery, error) {
-	queries := map[string]rego.PreparedEvalQuery{}
-	for _, question := range []string{sealed.QuestionAuthz, sealed.QuestionApproval} {
+// prepare makes one query per question. Every bundle answers the first two.
+func prepare(compiler *ast.Compiler, store storage.Store) (map[string]*query, error) {
+	queries := map[string]*query{}
+	for i, question := range []string{sealed.QuestionAuthz, sealed.QuestionApproval, QuestionDispatch, QuestionDirective} {
 		ref, err := ast.ParseRef("data." + question)
 		if err != nil {
 			return nil, fmt.Errorf("preparing %s: %w", question, err)
 		}
-		if len(compiler.GetRulesExact(ref)) == 0 {
-			return nil, fmt.Errorf("%w: no rule %s", ErrMalformed, question)
+		if i >= 2 && len(compiler.GetRulesExact(ref)) == 0 {
+			continue
 		}
-		q, err := rego.New(
-			rego.ParsedQuery(ast.NewBody(ast.NewExpr(ast.NewTerm(ref)))),
-			rego.Compiler(compiler),
-			rego.Store(store),
-			rego.Capabilities(capabilities()),
-			rego.StrictBuiltinErrors(true), // an error inside "not" must not read as true (E03)
-		).PrepareForEval(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("%w: preparing %s: %w", ErrMalformed, question, err)
+		if queries[question], err = newQuery(compiler, store, ref); err != nil {
+			return nil, err
 		}
-		queries[question] = q
 	}
 	return queries, nil
 }

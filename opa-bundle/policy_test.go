@@ -63,7 +63,7 @@ func readSchema(t testing.TB, name string) any {
 func schemaCompiler(t testing.TB) *ast.Compiler {
 	t.Helper()
 	set := ast.NewSchemaSet()
-	for _, name := range []string{"authz", "approval"} {
+	for _, name := range []string{"authz", "approval", "dispatch", "directive"} {
 		set.Put(ast.MustParseRef("schema."+name), readSchema(t, name))
 	}
 	return ast.NewCompiler().WithCapabilities(capabilities()).WithStrict(true).
@@ -93,7 +93,7 @@ func TestPoliciesCheckWithSchema(t *testing.T) {
 		t.Fatal(c.Errors)
 	}
 	// Control: a misspelled field must be found.
-	for _, name := range []string{"authz", "approval"} {
+	for _, name := range []string{"authz", "approval", "dispatch", "directive"} {
 		src := "# METADATA\n# schemas:\n#   - input: schema." + name + "\npackage sealed." + name + "_typo\n\nx if input.tenent == \"a\"\n"
 		m, err := ast.ParseModuleWithOpts("typo.rego", src, ast.ParserOptions{ProcessAnnotation: true})
 		if err != nil {
@@ -108,6 +108,14 @@ func TestPoliciesCheckWithSchema(t *testing.T) {
 
 func TestPolicyTestsAndCoverage(t *testing.T) {
 	modules, _ := policyModules(t, true)
+	shipped, _ := policyModules(t, false)
+	runPolicyTests(t, modules, shipped, 60)
+}
+
+// runPolicyTests runs at least so many Rego tests and wants them to cover all
+// of shipped.
+func runPolicyTests(t *testing.T, modules, shipped map[string]*ast.Module, least int) {
+	t.Helper()
 	tracer := cover.New()
 	store := inmem.New()
 	ctx := context.Background()
@@ -127,10 +135,9 @@ func TestPolicyTestsAndCoverage(t *testing.T) {
 			t.Errorf("%s.%s: fail=%v error=%v", r.Package, r.Name, r.Fail, r.Error)
 		}
 	}
-	if n < 40 {
-		t.Errorf("ran %d policy tests, want at least 40", n)
+	if n < least {
+		t.Errorf("ran %d policy tests, want at least %d", n, least)
 	}
-	shipped, _ := policyModules(t, false)
 	report := tracer.Report(shipped)
 	for name := range shipped {
 		f, ok := report.Files[name]
@@ -232,7 +239,7 @@ func TestPolicyMetadata(t *testing.T) {
 			}
 		}
 	}
-	want := map[string]int{sealed.QuestionAuthz: 1, sealed.QuestionApproval: 1}
+	want := map[string]int{sealed.QuestionAuthz: 1, sealed.QuestionApproval: 1, QuestionDispatch: 1, QuestionDirective: 1}
 	if diff := cmp.Diff(want, entry); diff != "" {
 		t.Errorf("entry points (-want +got):\n%s", diff)
 	}

@@ -8,7 +8,19 @@
 // sealed/authz answers sealed.authz.decision over sealed.Input: deny by
 // default, with one constant code per reason. sealed/approval answers
 // sealed.approval.decision over sealed.ApprovalInput: may this person vote on
-// this approval. Input schemas lie in schema/, for opa check --schema.
+// this approval. sealed/dispatch and sealed/directive answer whether a worker
+// may start a run, and what is to happen to a running run that raised signals;
+// a bundle may lack them. Input schemas lie in schema/, for opa check --schema.
+//
+// Facts are rules of their own, each with a reason for when it is missing. A
+// policy that is asked often may state the usual case once more, in one linear
+// rule before the complete one (_clear in sealed/authz): it must allow nothing
+// that the complete rule does not, and a test must compare the two. Rules that
+// read few fields of the input cost less: what no rule of a bundle reads is not
+// given to it, and keys that differ in nothing else are decided once.
+//
+// examples/ holds overlays (opabundle.DecideUnder), each a bundle of its own with
+// its tests: production-hours and break-glass. They are not embedded.
 //
 // The policies decide over facts that the engine has established. They do not
 // establish any: a wrong fact gives a wrong decision.

@@ -28,6 +28,7 @@ import (
 	"sealed.dev/sealed/internal/sealed"
 	spireattestor "sealed.dev/sealed/spire-attestor"
 	"sealed.dev/sealed/spire-attestor/registry"
+	"sealed.dev/sealed/test/harness/require"
 )
 
 const (
@@ -43,21 +44,13 @@ func need(t *testing.T, what string, missing error) {
 	if missing == nil {
 		return
 	}
-	for w := range strings.SplitSeq(os.Getenv("SEALED_REQUIRE"), ",") {
-		if w == what {
-			t.Fatalf("%s is required: %v", what, missing)
-		}
-	}
-	t.Skipf("needs %s: %v", what, missing)
+	require.Missing(t, what, missing.Error())
 }
 
 func needBwrap(t *testing.T) {
 	t.Helper()
-	_, err := exec.LookPath("bwrap")
-	if os.Geteuid() != 0 {
-		err = errors.Join(err, errors.New("root starts sandboxes with uids of their own"))
-	}
-	need(t, "bwrap", err)
+	require.Bubblewrap(t)
+	require.Root(t, "root starts sandboxes with uids of their own")
 }
 
 // buildDir holds the test init; TestMain makes and removes it.

@@ -15,6 +15,7 @@ import (
 	"sealed.dev/sealed/internal/sealed"
 	spireattestor "sealed.dev/sealed/spire-attestor"
 	"sealed.dev/sealed/spire-attestor/registry"
+	"sealed.dev/sealed/test/harness/require"
 )
 
 // userDirEnv tells the child process of TestUserInit where it works.
@@ -103,9 +104,7 @@ func TestUserInitAsUser(t *testing.T) {
 }
 
 func TestUserInitRefusedForRoot(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
+	require.Root(t, "the refusal is root's")
 	_, err := spireattestor.ParseConfig(goodConfig + "allow_user_init = true\n")
 	var field *sealed.FieldError
 	if !errors.As(err, &field) || field.Field != "allow_user_init" {

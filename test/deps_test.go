@@ -37,12 +37,17 @@ var allowedImports = map[string][]string{
 	"internal/agent":                     {"internal/sealed"},
 	"internal/vaultclient":               {"internal/audit", "internal/sealed"},
 	"internal/source":                    {"internal/sealed", "internal/secret"},
-	"internal/source/sourcetest":         {"internal/sealed", "internal/secret"},
+	"internal/source/sourcetest":         {"internal/source", "internal/sealed", "internal/secret"},
+	"internal/source/bitwarden":          {"internal/source", "internal/sealed", "internal/secret"},
+	"internal/source/onepassword":        {"internal/source", "internal/sealed", "internal/secret"},
+	"internal/source/helper":             {"internal/source", "internal/sealed", "internal/secret"},
 	"internal/source/vaultkv":            {"internal/source", "internal/sealed", "internal/secret"},
 	"internal/source/vaultdynamic":       {"internal/source", "internal/sealed", "internal/secret"},
 	"internal/demo":                      {"internal/audit", "internal/devstack", "internal/redact", "internal/sealed", "internal/supervise", "internal/vaultclient", "opa-bundle", "rego"},
 	"internal/demo/agent":                {},
 	"internal/devstack":                  {"internal/sealed", "internal/vaultclient", "opa-bundle", "rego", "spire-attestor", "vault-plugin/policies"},
+	"internal/cascade":                   {"internal/sealed"},
+	"internal/install":                   {"internal/sealed", "internal/vaultclient", "vault-plugin/policies"},
 	"internal/devstack/authority":        {"internal/sealed", "spire-attestor"},
 
 	// components; they never import each other
@@ -57,12 +62,13 @@ var allowedImports = map[string][]string{
 	"spire-attestor/cmd/spire-attestor-sealed":     {"spire-attestor"},
 	"cmd/sealed-init": {"internal/sandboxinit"},
 	"cmd/sealed":      {},
-	"cmd/sealedctl": {"internal/agent", "internal/audit", "internal/demo", "internal/devstack", "internal/redact", "internal/relay", "internal/sandbox", "internal/sealed", "internal/supervise",
+	"cmd/sealedctl": {"internal/agent", "internal/audit", "internal/demo", "internal/devstack", "internal/install", "internal/redact", "internal/relay", "internal/sandbox", "internal/sealed", "internal/supervise",
 		"internal/vaultclient", "internal/workspace", "opa-bundle", "rego", "spire-attestor/registry", "vault-plugin/policies"},
 }
 
 // Some modules are confined to one place each.
 var confined = map[string][]string{
+	"github.com/hashicorp/go-plugin":     {"internal/source/helper"},
 	"github.com/hashicorp/vault/sdk":     {"vault-plugin"},
 	"github.com/hashicorp/vault/api":     {"internal/vaultclient", "vault-plugin/cmd"},
 	"github.com/open-policy-agent/opa":   {"opa-bundle"},
@@ -165,6 +171,18 @@ func TestConfinedModules(t *testing.T) {
 				if (i == mod || strings.HasPrefix(i, mod+"/")) && !slices.ContainsFunc(homes, func(h string) bool { return name == h || strings.HasPrefix(name, h+"/") }) {
 					t.Errorf("%s imports %s, which is confined to %s", name, i, strings.Join(homes, ", "))
 				}
+			}
+		}
+	}
+}
+
+// TestPluginDependencies: what is heavy lives in helper processes, and the
+// engine links none of it.
+func TestPluginDependencies(t *testing.T) {
+	for _, p := range list(t, "-deps", "./vault-plugin/cmd/vault-plugin-secrets-sealed") {
+		for _, heavy := range []string{"github.com/aws/", "github.com/getsops/", "filippo.io/age", "github.com/ProtonMail/", "github.com/Azure/", "github.com/1Password/", module + "/internal/source/sourcetest"} {
+			if strings.HasPrefix(p.ImportPath, heavy) {
+				t.Errorf("the plug-in links %s", p.ImportPath)
 			}
 		}
 	}

@@ -116,8 +116,8 @@ func (b *backend) newApproval(r runRow, bundle sealed.BundleRef, k keyTerms, d s
 	}
 	o := sealed.ApprovalObject{
 		V: 1, ID: sealed.ApprovalID(id), Tenant: r.m.Tenant, Run: r.ID, ManifestDigest: r.ManifestDigest,
-		CommandDigest: r.m.CommandDigest, Agent: r.m.Agent.Name, Workflow: r.m.Workflow, Profile: k.profile.Name,
-		Key: k.name, SpecDigest: k.spec.Digest(), Risk: k.spec.Risk, Delivery: k.delivery, Bindings: k.bindings,
+		CommandDigest: r.m.CommandDigest, Agent: r.m.Agent.Name, Workflow: r.m.Workflow, Profile: k.key.Origin.Name,
+		Key: k.name, SpecDigest: k.digest, Risk: k.spec.Risk, Delivery: k.delivery, Bindings: k.bindings,
 		TTL: int64(k.maxTTL / time.Second), Isolation: isolation,
 		Requester: r.m.Requester.Name, RequesterID: r.m.Requester.EntityID, Person: r.m.Requester.Person,
 		Reason: sealed.CleanReason(reason), Reasons: d.Reasons, Quorum: d.Obligations.Approvals.Quorum,
@@ -150,11 +150,11 @@ func (a approvalRow) matches(r runRow, bundle sealed.BundleRef, k keyTerms, d se
 	o := a.object
 	want := d.Obligations.Approvals
 	switch {
-	case o.Run != r.ID || o.Key != k.name || o.Profile != k.profile.Name:
+	case o.Run != r.ID || o.Key != k.name || o.Profile != k.key.Origin.Name:
 		return "key"
 	case o.ManifestDigest != r.ManifestDigest:
 		return "manifest"
-	case o.SpecDigest != k.spec.Digest():
+	case o.SpecDigest != k.digest:
 		return "key_spec"
 	case o.Bundle != bundle:
 		return "bundle"

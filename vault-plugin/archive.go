@@ -126,6 +126,9 @@ func (b *backend) archive(ctx context.Context, s logical.Storage, id sealed.RunI
 			return false, nil
 		}
 	}
+	if err := b.closeIntents(ctx, s, x, grants); err != nil {
+		return false, err
+	}
 	if err := b.archiveRow(ctx, s, x, r, grants, approvals); err != nil {
 		return false, err
 	}
@@ -143,9 +146,24 @@ func (b *backend) archive(ctx context.Context, s logical.Storage, id sealed.RunI
 		b.dropIndex()
 		return false, unavailable(err)
 	}
+	b.ended.put(id, viewOf(r))
 	b.note(func(x *grantIndex) { x.dropRun(id) })
 	b.mem.forget(id)
 	return true, nil
+}
+
+// closeIntents ends the intents that ended with their run, each with an entry.
+func (b *backend) closeIntents(ctx context.Context, s logical.Storage, x *grantIndex, grants []grantRow) error {
+	for i, g := range grants {
+		if stored, ok := x.grant(g.Run, g.ID); !ok || stored.State != grantIntent {
+			continue
+		}
+		if err := b.killIntent(ctx, s, g, nil); err != nil {
+			return err
+		}
+		grants[i] = g.dead(b.now().UTC(), outcomeCrashed)
+	}
+	return nil
 }
 
 func (r runRow) endedAt() time.Time {

@@ -48,12 +48,30 @@ type Bundle interface {
 	Decide(ctx context.Context, question string, input any, at time.Time) sealed.Decision
 }
 
+// A Use is one key under the profile that defines it.
+type Use struct {
+	Profile sealed.InputProfile
+	Key     sealed.InputKey
+}
+
+// A BatchBundle is a Bundle that decides all keys of a run faster than one by
+// one.
+type BatchBundle interface {
+	Bundle
+	// DecideAll gives the answers of Decide to sealed.QuestionAuthz for shared
+	// with each use, in their order.
+	DecideAll(ctx context.Context, shared sealed.Input, uses []Use, at time.Time) []sealed.Decision
+}
+
 // A Minted credential comes from a source. Handle is enough to revoke it and
 // is not secret.
 type Minted struct {
 	Value  *secret.Value
 	Handle string
 	TTL    time.Duration // 0: the source sets no limit
+	Max    time.Duration // what renewing can reach, since the mint; 0: it can't be renewed
+	// Version is the number of the version at a source that keeps them; else 0.
+	Version int
 }
 
 // A Source yields values. Implementations bound every upstream call to 3 s
@@ -73,6 +91,18 @@ type Source interface {
 	Revocable() bool
 }
 
+// A Renewer is a Source whose credentials may be renewed: Minted.Max says
+// which. Renew returns how long the credential lasts from now on.
+type Renewer interface {
+	Renew(ctx context.Context, handle string) (time.Duration, error)
+}
+
+// A Keeper is a Source with a login that has to be renewed. Keep is called
+// about every 20 s and makes a call when one is due.
+type Keeper interface {
+	Keep(ctx context.Context) error
+}
+
 // Deps are what the engine needs from its main. The zero Clock and Rand mean
 // the real ones.
 type Deps struct {
@@ -81,6 +111,9 @@ type Deps struct {
 	// OpenSource makes a source of a type other than builtin. credential is
 	// the source's own login and is owned by the callee.
 	OpenSource func(cfg sealed.SourceConfig, credential *secret.Value) (Source, error)
+	// OpenHelped does the same for a type that lives in a helper process. nil:
+	// there are no helpers.
+	OpenHelped func(cfg sealed.SourceConfig, helper sealed.SourceHelper, credential *secret.Value) (Source, error)
 	Clock      func() time.Time
 	Rand       io.Reader
 }
@@ -105,8 +138,11 @@ type backend struct {
 	policy  policyState
 	stops   revocationState
 	chores  housekeeping
+	watches release // calls that wait
+	restore rollbackState
 
-	mem runMemory // of runs: what a restart may forget (memory.go)
+	mem   runMemory // of runs: what a restart may forget (memory.go)
+	ended endedRuns // what lists show of runs that are over
 
 	mu   sync.Mutex // guards everything below; never held across storage of others or upstream I/O
 	live *grantIndex
@@ -139,6 +175,7 @@ func newBackend(deps Deps) (*backend, error) {
 	if b.rand == nil {
 		b.rand = rand.Reader
 	}
+	b.nouns.effective.most = maxEffective
 	b.worker = newWorker(b)
 	b.Backend = &framework.Backend{
 		BackendType:    logical.TypeLogical,
@@ -156,14 +193,23 @@ func newBackend(deps Deps) (*backend, error) {
 	return b, nil
 }
 
+// Setup implements logical.Backend.
+func (b *backend) Setup(ctx context.Context, conf *logical.BackendConfig) error {
+	mine := *conf
+	if conf.System != nil {
+		mine.System = &steadyView{SystemView: conf.System, now: b.now}
+	}
+	return b.Backend.Setup(ctx, &mine)
+}
+
 func (b *backend) paths() []*framework.Path {
-	return framework.PathAppend(
+	return b.described(framework.PathAppend(
+		b.pathCreds(), b.pathConfirm(), b.pathWatch(), // first: the framework tries one after the other
 		b.pathConfig(), b.pathTrustBundle(), b.pathPolicy(),
 		b.pathSources(), b.pathSecrets(), b.pathAgents(), b.pathProfiles(),
-		b.pathLog(), b.pathRevocations(),
-		b.pathRuns(), b.pathClaim(), b.pathCreds(), b.pathConfirm(), b.pathRequests(),
-		b.pathWatch(), b.pathEvents(), b.pathFinish(), b.pathApprovals(),
-	)
+		b.pathRollback(), b.pathLog(), b.pathRevocations(),
+		b.pathRuns(), b.pathReplay(), b.pathHostWatch(), b.pathClaim(), b.pathRequests(), b.pathEvents(), b.pathFinish(), b.pathApprovals(),
+	))
 }
 
 // initialize starts the worker. It reads no storage of others and calls
@@ -182,9 +228,13 @@ func (b *backend) invalidate(ctx context.Context, _ string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.live = nil
+	b.watches.all()
 }
 
-func (b *backend) clean(context.Context) { b.worker.stop() }
+func (b *backend) clean(context.Context) {
+	b.watches.all()
+	b.worker.stop()
+}
 
 const help = `
 Sealed issues credentials to attested agent runs: gated by policy and people,

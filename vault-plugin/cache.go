@@ -1,6 +1,7 @@
 package vaultplugin
 
 import (
+	"cmp"
 	"context"
 	"sync"
 
@@ -9,7 +10,8 @@ import (
 	"sealed.dev/sealed/internal/sealed"
 )
 
-// maxCached bounds each cache; a full one starts again from empty.
+// maxCached bounds each cache that has no bound of its own; a full one starts
+// again from empty.
 const maxCached = 1024
 
 // A cache remembers what was decoded from storage. The zero cache is empty.
@@ -18,6 +20,8 @@ const maxCached = 1024
 // it: drop starts a new generation, and what was read in an older one is
 // returned to its caller but not kept.
 type cache[T any] struct {
+	most int // entries; 0: maxCached
+
 	mu  sync.Mutex
 	gen uint64
 	m   map[string]T
@@ -41,12 +45,20 @@ func (c *cache[T]) get(key string, read func() (T, error)) (T, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.gen == gen {
-		if c.m == nil || len(c.m) >= maxCached {
+		if c.m == nil || len(c.m) >= cmp.Or(c.most, maxCached) {
 			c.m = make(map[string]T)
 		}
 		c.m[key] = v
 	}
 	return v, nil
+}
+
+// forget is drop for one key.
+func (c *cache[T]) forget(key string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.gen++
+	delete(c.m, key)
 }
 
 // drop forgets everything. Writers call it after their storage write, whether
@@ -66,9 +78,13 @@ type nounCaches struct {
 	agents   cache[agentRow]
 	newest   cache[profileHead] // <level>/<name>
 	profiles cache[sealed.Profile]
-	sources  cache[openedSource]
-	bundles  cache[Bundle] // by digest
-	policy   cache[policyRow]
+	// effective is by a list of versions, and never wrong: what is pinned does
+	// not change.
+	effective cache[*effective]
+	sources   cache[openedSource]
+	bundles   cache[Bundle] // by digest
+	policy    cache[policyRow]
+	versions  cache[secretMeta] // of the built-in store: which exist, no value
 }
 
 // dropNouns forgets what was read from storage. It does no I/O and waits for
@@ -81,9 +97,13 @@ func (b *backend) dropNouns(ctx context.Context) {
 	n.agents.drop()
 	n.newest.drop()
 	n.profiles.drop()
+	n.effective.drop()
 	n.sources.drop()
 	n.bundles.drop()
 	n.policy.drop()
+	n.versions.drop()
+	b.restore.row.drop()
 	b.journal.invalidate(ctx)
 	b.stops.invalidate()
+	b.ended.reset()
 }

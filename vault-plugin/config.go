@@ -22,10 +22,16 @@ type engineConfig struct {
 	// entity metadata, that names the human. Empty: the entity is the person.
 	PersonClaim string `json:"person_claim"`
 
+	// SourceHelpers pins the helper programs: type of source to SHA-256, hex.
+	SourceHelpers map[string]string `json:"source_helpers,omitempty"`
+	// SOPSRoot is the only directory that SOPS files are read from.
+	SOPSRoot string `json:"sops_root,omitempty"`
+
 	FreezeAfter      sealed.Duration `json:"freeze_after"`      // out of contact: the proxy freezes
 	StopAfter        sealed.Duration `json:"stop_after"`        // out of contact: the run stops
 	SilentAfter      sealed.Duration `json:"silent_after"`      // no word from init: the engine closes the run
 	UnconfirmedAfter sealed.Duration `json:"unconfirmed_after"` // a grant nobody confirmed is revoked
+	KeepRuns         sealed.Duration `json:"keep_runs"`         // rows of ended runs are deleted after it; 0, of an older version: 90 days
 }
 
 // defaultConfig is what a first write starts from.
@@ -35,7 +41,16 @@ func defaultConfig() engineConfig {
 		StopAfter:        sealed.Duration(60 * time.Second),
 		SilentAfter:      sealed.Duration(15 * time.Second),
 		UnconfirmedAfter: sealed.Duration(10 * time.Second),
+		KeepRuns:         sealed.Duration(keepRuns),
 	}
+}
+
+// keepFor is how long the row of an ended run is kept.
+func (c *engineConfig) keepFor() time.Duration {
+	if c.KeepRuns == 0 {
+		return keepRuns
+	}
+	return c.KeepRuns.Std()
 }
 
 // config returns the mount's configuration, which the caller must not change,
@@ -72,6 +87,9 @@ func (c *engineConfig) validate() error {
 	if c.AgentAccessor == "" {
 		return invalid("agent_accessor", "wants the accessor of the auth mount that agents log in by")
 	}
+	if err := c.validateHelpers(); err != nil {
+		return err
+	}
 	return c.validateLimits()
 }
 
@@ -82,6 +100,9 @@ func (c *engineConfig) validateLimits() error {
 		if d.Std() < time.Second || d.Std() > time.Hour {
 			return invalid(field, "wants 1s to 1h")
 		}
+	}
+	if d := c.keepFor(); d < time.Hour || d > 20*365*24*time.Hour {
+		return invalid("keep_runs", "wants 1h to 175200h, which is 20 years")
 	}
 	if c.StopAfter < c.FreezeAfter {
 		return invalid("stop_after", "wants at least freeze_after")

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"slices"
 	"time"
 
@@ -17,6 +16,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"sealed.dev/sealed/internal/audit"
+	"sealed.dev/sealed/internal/cascade"
 	"sealed.dev/sealed/internal/sealed"
 )
 
@@ -44,7 +44,7 @@ func (b *backend) enqueueRun(ctx context.Context, req *logical.Request, d *frame
 	if err != nil {
 		return nil, err
 	}
-	answer, again, err := b.newRun(ctx, req.Storage, who, er, spec)
+	answer, again, err := b.newRun(ctx, req.Storage, who, er, spec, nil)
 	if err == nil && again != "" {
 		answer, err = b.enqueuedAgain(ctx, req.Storage, again, digestHex(spec))
 	}
@@ -68,8 +68,8 @@ func digestHex(data ...[]byte) string {
 }
 
 // newRun stores the run of an idempotency key, or returns the id of the one
-// that exists.
-func (b *backend) newRun(ctx context.Context, s logical.Storage, who sealed.Requester, er sealed.EnqueueRequest, spec []byte) (out sealed.Enqueued, again sealed.RunID, err error) {
+// that exists. re is nil unless the run is a replay.
+func (b *backend) newRun(ctx context.Context, s logical.Storage, who sealed.Requester, er sealed.EnqueueRequest, spec []byte, re *replay) (out sealed.Enqueued, again sealed.RunID, err error) {
 	key := storeIdempotency + digestHex([]byte(who.EntityID), []byte(er.IdempotencyKey))
 	defer b.locks.lock(key)()
 	var row idempotencyRow
@@ -89,11 +89,11 @@ func (b *backend) newRun(ctx context.Context, s logical.Storage, who sealed.Requ
 		}
 		row.Run = sealed.RunID(id)
 	}
-	r, approvals, err := b.plan(ctx, s, row.Run, who, er, now)
+	r, approvals, err := b.plan(ctx, s, row.Run, who, er, now, re)
 	if err != nil {
 		return out, "", err
 	}
-	r.RequestDigest = digestHex(spec)
+	r.RequestDigest, r.Idempotency = digestHex(spec), key
 	if !known {
 		if err := put(ctx, s, key, row); err != nil {
 			return out, "", unavailable(err)
@@ -131,55 +131,75 @@ func enqueued(r runRow) audit.Event {
 	for _, k := range r.m.Keys {
 		keys = append(keys, string(k.Name)+"="+string(k.Decision.Effect))
 	}
-	return audit.Event{Type: "run.enqueued", Run: string(r.ID), Essential: true, Body: map[string]any{
+	body := map[string]any{
 		"requester": r.m.Requester.EntityID, "person": r.m.Requester.Person, "agent": r.m.Agent.Name,
 		"mode": r.m.Mode, "profile": r.profile(), "workflow": r.m.Workflow, "workflow_proven": r.m.WorkflowProven,
 		"keys": keys, "manifest_digest": r.ManifestDigest, "command_digest": r.m.CommandDigest,
 		"bundle": r.m.Bundle.Digest, "isolation": r.m.Sandbox.Isolation, "epoch": r.m.Epoch,
-	}}
+	}
+	if r.m.ReplayOf != "" {
+		body["replay_of"], body["replay_as"] = r.m.ReplayOf, r.m.ReplayAs
+	}
+	return audit.Event{Type: "run.enqueued", Run: string(r.ID), Essential: true, Body: body}
 }
 
-// plan resolves everything that the manifest pins and decides every key.
-func (b *backend) plan(ctx context.Context, s logical.Storage, id sealed.RunID, who sealed.Requester, er sealed.EnqueueRequest, now time.Time) (runRow, []approvalRow, error) {
-	cfg, err := b.config(ctx, s)
+// plan drafts a run and makes it final.
+func (b *backend) plan(ctx context.Context, s logical.Storage, id sealed.RunID, who sealed.Requester, er sealed.EnqueueRequest, now time.Time, re *replay) (runRow, []approvalRow, error) {
+	d, err := b.draft(ctx, s, id, who, er, now)
+	if err == nil && re != nil {
+		err = re.compare(ctx, b, s, d.r.m, d.keys)
+	}
 	if err != nil {
 		return runRow{}, nil, err
+	}
+	return b.seal(d.r, d.keys, who, now)
+}
+
+// A runDraft is a run with all its decisions, before its manifest is fixed.
+type runDraft struct {
+	r    runRow
+	eff  *effective
+	keys []keyDraft
+}
+
+// draft resolves everything that the manifest pins and decides every key. It
+// has no effect: a preview is a draft that goes no further.
+func (b *backend) draft(ctx context.Context, s logical.Storage, id sealed.RunID, who sealed.Requester, er sealed.EnqueueRequest, now time.Time) (d runDraft, err error) {
+	cfg, err := b.config(ctx, s)
+	if err != nil {
+		return d, err
 	}
 	_, definition, err := b.agent(ctx, s, er.Agent)
 	if err != nil {
-		return runRow{}, nil, orField(err, "agent", "no such agent definition")
+		return d, orField(err, "agent", "no such agent definition")
 	}
 	epoch, err := b.epoch(ctx, s)
 	if err != nil {
-		return runRow{}, nil, err
+		return d, err
 	}
-	m := sealed.Manifest{
+	m := &sealed.Manifest{
 		V: 1, Run: id, Tenant: cfg.Tenant, Requester: who, Mode: er.Mode, Workflow: er.Workflow,
 		Agent:         sealed.InputAgent{Name: er.Agent, DefinitionDigest: definition},
 		CommandDigest: er.CommandDigest, InputDigest: er.InputDigest, WorkspaceDigest: er.WorkspaceDigest,
 		Sandbox: er.Sandbox, Epoch: epoch, CreatedAt: now,
 	}
-	r := runRow{ID: id, State: sealed.RunEnqueued, m: &m}
-	var profile sealed.Profile
+	d.r, d.eff = runRow{ID: id, State: sealed.RunEnqueued, m: m}, &effective{}
 	if er.Profile != "" {
-		if profile, err = b.profileByName(ctx, s, er.Profile); err != nil {
-			return runRow{}, nil, orField(err, "profile", "no such profile")
+		if d.eff, err = b.effectiveNow(ctx, s, er.Profile, who.EntityID); err != nil {
+			return d, orField(err, "profile", "no such profile")
 		}
-		m.Profiles = []sealed.ProfileRef{refOf(profile)}
+		m.Profile, m.Profiles = er.Profile, d.eff.Layers
 	}
-	proven := profile.Requesters.Match(who.Groups, who.Claims)
+	proven := cascade.Entitles(d.eff.layers, who.Groups, who.Claims)
 	m.WorkflowProven = er.Workflow != "" && proven
 	for _, t := range er.Tags {
 		m.Tags = append(m.Tags, sealed.InputTag{Name: string(t), Proven: proven})
 	}
-	if err := b.covered(ctx, s, r.subject(cfg.TrustDomain)); err != nil {
-		return runRow{}, nil, err
+	if err := b.covered(ctx, s, d.r.subject(cfg.TrustDomain)); err != nil {
+		return d, err
 	}
-	drafts, err := b.decideKeys(ctx, s, r, profile, cfg)
-	if err != nil {
-		return runRow{}, nil, err
-	}
-	return b.seal(r, drafts, who, now)
+	d.keys, err = b.decideKeys(ctx, s, d.r, d.eff, cfg)
+	return d, err
 }
 
 // seal fixes the manifest and makes the approvals, which name its digest. So the
@@ -212,11 +232,12 @@ type keyDraft struct {
 	decision sealed.Decision
 }
 
-// decideKeys decides every key of the profile into the manifest. Denied keys
-// stay listed with their reasons. Only jit runs have keys.
-func (b *backend) decideKeys(ctx context.Context, s logical.Storage, r runRow, p sealed.Profile, cfg *engineConfig) ([]keyDraft, error) {
+// decideKeys decides every key into the manifest. Denied keys stay listed with
+// their reasons, and so do those that the cascade ended, which have no draft.
+// Only jit runs have keys.
+func (b *backend) decideKeys(ctx context.Context, s logical.Storage, r runRow, eff *effective, cfg *engineConfig) ([]keyDraft, error) {
 	m := r.m
-	if len(p.Keys) > maxKeys {
+	if len(eff.Keys) > maxKeys {
 		return nil, invalid("profile", fmt.Sprintf("has more than %d keys", maxKeys))
 	}
 	bundle, err := b.currentBundle(ctx, s)
@@ -229,32 +250,37 @@ func (b *backend) decideKeys(ctx context.Context, s logical.Storage, r runRow, p
 	if err != nil {
 		return nil, err
 	}
+	keys := make([]keyTerms, 0, len(eff.Keys))
+	for _, k := range eff.Keys {
+		keys = append(keys, termsOf(k, eff.digests[k.Name]))
+	}
+	decisions, err := b.askAll(ctx, s, bundle, phaseEnqueue, r, m.Requester, keys, "")
+	if err != nil {
+		return nil, err
+	}
 	var drafts []keyDraft
-	for _, name := range slices.Sorted(maps.Keys(p.Keys)) {
-		terms := termsOf(p, name, p.Keys[name])
-		decision, err := b.ask(ctx, s, bundle, phaseEnqueue, r, m.Requester, terms, "")
-		if err != nil {
-			return nil, err
+	for i, terms := range keys {
+		mk := manifestKey(terms, decisions[i])
+		if terms.key.Ended == "" {
+			if err := b.covered(ctx, s, r.keySubject(mk, cfg.TrustDomain)); errors.Is(err, sealed.ErrRevoked) {
+				mk.Decision = sealed.Combine(mk.Decision, sealed.Deny(sealed.ReasonRevoked, "a revocation covers the key"))
+			} else if err != nil {
+				return nil, err
+			}
+			terms = terms.under(mk.Decision.Obligations)
+			drafts = append(drafts, keyDraft{terms: terms, decision: mk.Decision})
 		}
-		sub := r.subject(cfg.TrustDomain)
-		sub.Key, sub.Source = name, terms.spec.Source
-		if err := b.covered(ctx, s, sub); errors.Is(err, sealed.ErrRevoked) {
-			decision = sealed.Combine(decision, sealed.Deny(sealed.ReasonRevoked, "a revocation covers the key"))
-		} else if err != nil {
-			return nil, err
-		}
-		terms = terms.under(decision.Obligations)
-		drafts = append(drafts, keyDraft{terms: terms, decision: decision})
-		m.Keys = append(m.Keys, sealed.ManifestKey{
-			Name: name, Origin: refOf(p), SpecDigest: terms.spec.Digest(), Risk: terms.spec.Risk,
-			Delivery: terms.delivery, Bindings: terms.bindings, Decision: decision,
-		})
+		mk.Delivery, mk.Bindings = terms.delivery, terms.bindings
+		m.Keys = append(m.Keys, mk)
 	}
 	return drafts, nil
 }
 
-func refOf(p sealed.Profile) sealed.ProfileRef {
-	return sealed.ProfileRef{Level: p.Level, Name: p.Name, Version: p.Version}
+func manifestKey(k keyTerms, d sealed.Decision) sealed.ManifestKey {
+	return sealed.ManifestKey{
+		Name: k.name, Origin: k.key.Origin, NarrowedBy: k.key.NarrowedBy, SpecDigest: k.digest, Source: k.spec.Source,
+		Risk: k.spec.Risk, Decision: d,
+	}
 }
 
 // orField names the field of a document that does not exist.

@@ -42,7 +42,8 @@ type grantRow struct {
 	Profile     sealed.ProfileName `json:"profile"`
 	Source      sealed.Name        `json:"source"`
 	Ref         sealed.KeyRef      `json:"ref"`
-	Revocable   bool               `json:"revocable"` // the source can un-issue it
+	Revocable   bool               `json:"revocable"`           // the source can un-issue it
+	Renewable   bool               `json:"renewable,omitempty"` // the source has to renew it too
 	Delivery    sealed.Delivery    `json:"delivery"`
 	Bindings    []sealed.Binding   `json:"bindings,omitempty"`
 	AllowWeak   bool               `json:"allow_weak,omitempty"`
@@ -51,6 +52,7 @@ type grantRow struct {
 	State       string             `json:"state"`
 	Outcome     string             `json:"outcome,omitempty"`
 	Handle      string             `json:"handle,omitempty"`
+	Version     int                `json:"version,omitempty"` // of the value at its source; 0: not known
 	Ciphertext  string             `json:"ciphertext,omitempty"`
 	Attempt     int                `json:"attempt"` // of answering; only the newest lease counts
 	Lease       string             `json:"lease,omitempty"`
@@ -68,6 +70,7 @@ type grantSummary struct {
 	Outcome   string            `json:"outcome,omitempty"`
 	Delivery  sealed.Delivery   `json:"delivery"`
 	Approval  sealed.ApprovalID `json:"approval,omitempty"`
+	Version   int               `json:"version,omitempty"`
 	CreatedAt time.Time         `json:"created_at"`
 	ChangedAt time.Time         `json:"changed_at"`
 }
@@ -75,7 +78,7 @@ type grantSummary struct {
 func (g grantRow) summary() grantSummary {
 	return grantSummary{
 		ID: g.ID, Key: g.Key, State: g.State, Outcome: g.Outcome, Delivery: g.Delivery,
-		Approval: g.Approval, CreatedAt: g.CreatedAt, ChangedAt: g.ChangedAt,
+		Approval: g.Approval, Version: g.Version, CreatedAt: g.CreatedAt, ChangedAt: g.ChangedAt,
 	}
 }
 
@@ -83,8 +86,10 @@ func (g grantRow) storageKey() string { return storeGrants + string(g.Run) + "/"
 
 // subject is what a revocation could name about the grant.
 func (g grantRow) subject(r runRow, trustDomain string) sealed.Subject {
-	sub := r.subject(trustDomain)
-	sub.Profile, sub.Key, sub.Source = g.Profile, g.Key, g.Source
+	mk, _ := r.key(g.Key)
+	sub := r.keySubject(mk, trustDomain)
+	sub.Key, sub.Source = g.Key, g.Source
+	sub.Profiles = append(sub.Profiles, g.Profile)
 	return sub
 }
 
@@ -123,6 +128,18 @@ func (b *backend) saveGrant(ctx context.Context, s logical.Storage, g grantRow) 
 	}
 	b.note(func(x *grantIndex) { x.setGrant(g) })
 	return nil
+}
+
+// keepReturned makes a returned grant known. One of a static source is kept in
+// memory only: the source made nothing that would have to be found again, and
+// confirm stores it before its value may be used. If this process dies before
+// that, the row is an intent that nobody is minting, and ends as such; whoever
+// asks again does so under a new idempotency key.
+func (b *backend) keepReturned(ctx context.Context, s logical.Storage, g grantRow) error {
+	if g.Handle == "" && !g.Revocable && b.note(func(x *grantIndex) { x.setGrant(g) }) {
+		return nil
+	}
+	return b.saveGrant(ctx, s, g)
 }
 
 // deleteGrant removes the row of a grant that owes nothing.

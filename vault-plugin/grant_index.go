@@ -33,7 +33,14 @@ type grantIndex struct {
 type liveRun struct {
 	row     runRow
 	grants  map[sealed.GrantID]grantRow
+	asked   map[askedFor]sealed.GrantID
 	changed chan struct{}
+}
+
+// askedFor is what a repeated call has in common with the first one.
+type askedFor struct {
+	key         sealed.KeyName
+	idempotency string
 }
 
 func newGrantIndex() *grantIndex {
@@ -55,14 +62,17 @@ func (b *backend) index(ctx context.Context, s logical.Storage) (*grantIndex, er
 	return x, x.load(ctx, s)
 }
 
-// note applies a change that is stored already.
-func (b *backend) note(change func(*grantIndex)) {
+// note applies a change that is stored already. It reports whether there is an
+// index; without one the change is found when storage is read.
+func (b *backend) note(change func(*grantIndex)) bool {
 	b.mu.Lock()
 	x := b.live
 	b.mu.Unlock()
-	if x != nil {
-		change(x)
+	if x == nil {
+		return false
 	}
+	change(x)
+	return true
 }
 
 func (b *backend) dropIndex() {
@@ -186,14 +196,18 @@ func (x *grantIndex) putRun(r runRow) {
 	l.row = r
 }
 
-func (x *grantIndex) putGrant(g grantRow) { x.liveRun(g.Run).grants[g.ID] = g }
+func (x *grantIndex) putGrant(g grantRow) {
+	l := x.liveRun(g.Run)
+	l.grants[g.ID] = g
+	l.asked[askedFor{g.Key, g.Idempotency}] = g.ID
+}
 
 // liveRun returns the entry of a run, made when it is new. A grant may be
 // noted before its run was read.
 func (x *grantIndex) liveRun(id sealed.RunID) *liveRun {
 	l, ok := x.runs[id]
 	if !ok {
-		l = &liveRun{grants: make(map[sealed.GrantID]grantRow), changed: make(chan struct{})}
+		l = &liveRun{grants: make(map[sealed.GrantID]grantRow), asked: make(map[askedFor]sealed.GrantID), changed: make(chan struct{})}
 		x.runs[id] = l
 	}
 	return l
@@ -210,7 +224,13 @@ func (x *grantIndex) setGrant(g grantRow) {
 }
 
 func (x *grantIndex) dropGrant(g grantRow) {
-	x.noting(string(g.Run)+"/"+string(g.ID), func() { delete(x.liveRun(g.Run).grants, g.ID) })
+	x.noting(string(g.Run)+"/"+string(g.ID), func() {
+		l := x.liveRun(g.Run)
+		delete(l.grants, g.ID)
+		if asked := (askedFor{g.Key, g.Idempotency}); l.asked[asked] == g.ID {
+			delete(l.asked, asked)
+		}
+	})
 }
 
 func (x *grantIndex) setApproval(a approvalRow) {
@@ -264,6 +284,19 @@ func (x *grantIndex) grant(run sealed.RunID, id sealed.GrantID) (grantRow, bool)
 	}
 	g, ok := l.grants[id]
 	return g, ok
+}
+
+// askedGrant returns the grant that an earlier call with the same idempotency
+// key has made, as dead if the run is not alive.
+func (x *grantIndex) askedGrant(run sealed.RunID, key sealed.KeyName, idempotency string) (grantRow, bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	l, ok := x.runs[run]
+	if !ok {
+		return grantRow{}, false
+	}
+	id, ok := l.asked[askedFor{key, idempotency}]
+	return l.grants[id].ended(l.row), ok
 }
 
 // grants returns the grants of a run in the order of their ids, as dead if

@@ -10,12 +10,15 @@ import (
 const (
 	trustEvery = 30 * time.Second
 	sweepEvery = 10 * time.Minute
+	pruneEvery = time.Minute
 )
 
 // housekeeping remembers when each chore is due. The zero value: now.
 type housekeeping struct {
-	mu           sync.Mutex
-	trust, sweep time.Time
+	mu                  sync.Mutex
+	trust, sweep, prune time.Time
+
+	warm bool // what lists show of ended runs is in memory
 }
 
 // due reports whether a chore's time has come and sets its next one.
@@ -37,6 +40,7 @@ func (b *backend) housekeep(ctx context.Context) {
 		return // not configured: nothing to keep
 	}
 	b.finishStops(ctx)
+	b.warm(ctx)
 	now := b.now()
 	if h := &b.chores; h.due(&h.trust, now, trustEvery) {
 		if err := b.refreshTrustBundle(ctx); err != nil {
@@ -48,6 +52,29 @@ func (b *backend) housekeep(ctx context.Context) {
 			b.Logger().Warn("policy bundles not swept", "error", err)
 		}
 	}
+	if h := &b.chores; h.due(&h.prune, now, pruneEvery) {
+		if err := b.pruneRuns(ctx, b.storage); err != nil {
+			b.Logger().Warn("ended runs not pruned", "error", err)
+		}
+	}
+}
+
+// warm reads ended runs ahead, once after a start, a few a second.
+func (b *backend) warm(ctx context.Context) {
+	b.chores.mu.Lock()
+	done := b.chores.warm
+	b.chores.mu.Unlock()
+	if done {
+		return
+	}
+	more, err := b.warmRuns(ctx, b.storage)
+	if err != nil {
+		b.Logger().Warn("ended runs not read ahead", "error", err)
+		return
+	}
+	b.chores.mu.Lock()
+	defer b.chores.mu.Unlock()
+	b.chores.warm = !more
 }
 
 // finishStops logs revocations whose append failed and carries out those whose

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/hashicorp/vault/sdk/logical"
 
@@ -53,7 +54,7 @@ func (b *backend) requester(ctx context.Context, req *logical.Request) (sealed.R
 	if err != nil {
 		return sealed.Requester{}, err
 	}
-	e, err := b.entity(req)
+	e, groups, err := b.entityAndGroups(req)
 	if err != nil {
 		return sealed.Requester{}, err
 	}
@@ -62,10 +63,6 @@ func (b *backend) requester(ctx context.Context, req *logical.Request) (sealed.R
 			return sealed.Requester{}, fmt.Errorf("identifying the caller: an agent is not a requester: %w", sealed.ErrDenied)
 		}
 	}
-	groups, err := b.System().GroupsForEntity(e.ID)
-	if err != nil {
-		return sealed.Requester{}, fmt.Errorf("identifying the caller: %w: %w", sealed.ErrUnavailable, err)
-	}
 	r := sealed.Requester{EntityID: e.ID, Name: e.Name, Groups: []string{}, Claims: claims(e, cfg.ClaimsAccessor), Person: person(e, cfg)}
 	for _, g := range groups {
 		r.Groups = append(r.Groups, g.Name)
@@ -73,6 +70,24 @@ func (b *backend) requester(ctx context.Context, req *logical.Request) (sealed.R
 	slices.Sort(r.Groups)
 	r.Groups = slices.Compact(r.Groups)
 	return r, nil
+}
+
+// entityAndGroups asks Vault for both at once: each is a call back into it.
+func (b *backend) entityAndGroups(req *logical.Request) (e *logical.Entity, groups []*logical.Group, err error) {
+	var groupsErr error
+	var asking sync.WaitGroup
+	if req.EntityID != "" {
+		asking.Go(func() { groups, groupsErr = b.System().GroupsForEntity(req.EntityID) })
+	}
+	e, err = b.entity(req)
+	asking.Wait()
+	if err != nil {
+		return nil, nil, err
+	}
+	if groupsErr != nil {
+		return nil, nil, fmt.Errorf("identifying the caller: %w: %w", sealed.ErrUnavailable, groupsErr)
+	}
+	return e, groups, nil
 }
 
 // claims unites the metadata that the named auth mounts put on the entity's

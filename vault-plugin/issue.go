@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -16,8 +15,12 @@ import (
 
 const (
 	sourceLimit = 3 * time.Second // of every call to a source
+	mintLimit   = 4 * time.Second // of all calls of one issue: Vault can't be sealed meanwhile (R20)
 	weakBelow   = 8               // bytes; a shorter value can't be redacted safely
 )
+
+// errCaller is the cause when Vault does not vouch for the caller.
+var errCaller = errors.New("the caller was refused")
 
 var errWeak = errors.New("the value is too short to be redacted; allow_weak accepts it")
 
@@ -25,62 +28,134 @@ var errWeak = errors.New("the value is too short to be redacted; allow_weak acce
 // false when there is none. A grant that nobody is minting any more, or that
 // is dead, stays what it is: nothing is minted twice, and an approval that it
 // consumed is used up (E22).
-func (b *backend) resume(ctx context.Context, s logical.Storage, r runRow, name sealed.KeyName, cr sealed.CredsRequest) (grantRow, bool, error) {
+func (b *backend) resume(ctx context.Context, s logical.Storage, r runRow, c credsCall) (grantRow, bool, error) {
 	x, err := b.index(ctx, s)
 	if err != nil {
 		return grantRow{}, false, err
 	}
-	grants := x.grants(r.ID)
-	i := slices.IndexFunc(grants, func(g grantRow) bool { return g.Key == name && g.Idempotency == cr.Idempotency })
-	if i < 0 {
+	g, ok := x.askedGrant(r.ID, c.key, c.Idempotency)
+	if !ok {
 		return grantRow{}, false, nil
 	}
-	g := grants[i]
+	if err := c.vouched(); err != nil {
+		return grantRow{}, true, err
+	}
 	switch {
 	case b.mem.minting(g.ID):
 		return g, true, fmt.Errorf("the credential is being issued: %w", sealed.ErrConflict)
 	case g.State == grantIntent:
-		return g, true, b.killGrant(ctx, s, g, outcomeCrashed, errRefused)
-	case g.State == grantDead, g.Delivery != cr.Delivery, !b.now().Before(g.Ends):
+		return g, true, b.killIntent(ctx, s, g, errRefused)
+	case g.State == grantDead, g.Delivery != c.Delivery, !b.now().Before(g.Ends):
 		return g, true, errRefused
 	}
 	if err := b.coveredGrant(ctx, s, r, g); err != nil {
-		return g, true, b.deniedKey(ctx, s, r, name, sealed.Deny(sealed.ReasonRevoked, ""), err)
+		return g, true, b.deniedKey(ctx, s, r, c.key, sealed.Deny(sealed.ReasonRevoked, ""), err)
 	}
 	g.Attempt++
 	g.State, g.Lease, g.ChangedAt = grantReturned, "", b.now().UTC()
 	return g, true, b.saveGrant(ctx, s, g)
 }
 
-// mint is step 2 of issue. It returns the row with the handle under which the
-// source will find what it made.
-func (b *backend) mint(ctx context.Context, s logical.Storage, g grantRow) (grantRow, Minted, error) {
+// A parcel is a minted credential, sealed to the run; the value is wiped.
+type parcel struct {
+	ciphertext string
+	ttl        time.Duration // 0: the source sets no limit
+	max        time.Duration // see Minted
+	version    int           // at the source; 0: it does not say
+}
+
+// parcelOf seals what was minted, and destroys it.
+func parcelOf(r runRow, g grantRow, m Minted) (p parcel, err error) {
+	if m.Value == nil {
+		return p, errors.New("the source gave no value")
+	}
+	defer m.Value.Destroy()
+	if err := m.Value.Reveal(func(v []byte) error {
+		if len(v) == 0 || (len(v) < weakBelow && !g.AllowWeak) {
+			return errWeak
+		}
+		return nil
+	}); err != nil {
+		return p, err
+	}
+	p.ttl, p.max, p.version = m.TTL, m.Max, m.Version
+	p.ciphertext, err = secret.Seal(r.Claim.HPKEKey, secret.Context{Run: string(g.Run), Grant: string(g.ID), Key: string(g.Key)}, m.Value)
+	return p, err
+}
+
+// A reading is the value of the mount's own store, being read and sealed while
+// the intent is written.
+type reading struct {
+	done chan struct{} // closed when p and err are set
+	p    parcel
+	err  error
+}
+
+// readAhead begins to read the value of a built-in key; nil for any other
+// source, of which nobody asks anything before the intent is durable. Reading
+// the own store leaves nothing that could come to nothing: the ciphertext is
+// used only after both writes of the intent were acknowledged, else it is
+// dropped.
+func (b *backend) readAhead(ctx context.Context, s logical.Storage, r runRow, g grantRow) (*reading, error) {
 	_, src, err := b.source(ctx, s, g.Source)
 	if err != nil {
-		return g, Minted{}, err
+		return nil, err
 	}
+	if _, own := src.(builtinSource); !own {
+		return nil, nil
+	}
+	ahead := &reading{done: make(chan struct{})}
+	go func() {
+		defer close(ahead.done)
+		limited, cancel := context.WithTimeout(ctx, sourceLimit)
+		defer cancel()
+		m, err := src.Mint(limited, g.Ref, "")
+		if err != nil {
+			ahead.err = err
+			return
+		}
+		ahead.p, ahead.err = parcelOf(r, g, m)
+	}()
+	return ahead, nil
+}
+
+// mint is step 2 of issue. It returns the row with the handle under which the
+// source will find what it made, also with an error.
+func (b *backend) mint(ctx context.Context, s logical.Storage, in intent) (grantRow, parcel, error) {
+	g := in.g
+	if in.ahead != nil {
+		<-in.ahead.done
+		return g, in.ahead.p, in.ahead.err
+	}
+	_, src, err := b.source(ctx, s, g.Source)
+	if err != nil {
+		return g, parcel{}, err
+	}
+	ctx, cancelAll := context.WithTimeout(ctx, mintLimit)
+	defer cancelAll()
 	limited, cancel := context.WithTimeout(ctx, sourceLimit)
 	defer cancel()
 	handle, err := src.Prepare(limited, g.Ref)
 	if err != nil {
-		return g, Minted{}, err
+		return g, parcel{}, err
 	}
 	if handle != "" {
 		g.Handle = handle
 		if err := b.updateIntent(ctx, s, g); err != nil {
-			return g, Minted{}, err
+			return g, parcel{}, err
 		}
 	}
 	minting, cancelMint := context.WithTimeout(ctx, sourceLimit)
 	defer cancelMint()
 	m, err := src.Mint(minting, g.Ref, handle)
 	if err != nil {
-		return g, Minted{}, err
+		return g, parcel{}, err
 	}
-	if m.Value == nil {
-		return g, Minted{}, errors.New("the source gave no value")
+	if m.Handle != "" {
+		g.Handle = m.Handle
 	}
-	return g, m, nil
+	p, err := parcelOf(in.r, g, m)
+	return g, p, err
 }
 
 // updateIntent stores the handle before anything is created under it.
@@ -108,7 +183,7 @@ func (b *backend) stillIntended(ctx context.Context, s logical.Storage, g grantR
 // settleGrant is step 3 of issue. Revocations are read after the mint: one
 // that was acknowledged before this read is seen here, one that comes later
 // finds the row, or refuses the confirmation (F11, R09).
-func (b *backend) settleGrant(ctx context.Context, s logical.Storage, g grantRow, m Minted) (grantRow, error) {
+func (b *backend) settleGrant(ctx context.Context, s logical.Storage, g grantRow, p parcel) (grantRow, error) {
 	defer b.lockRun(g.Run)()
 	if err := b.stillIntended(ctx, s, g); err != nil && !b.mem.off.recheck {
 		return g, err
@@ -124,30 +199,17 @@ func (b *backend) settleGrant(ctx context.Context, s logical.Storage, g grantRow
 	if err := b.coveredGrant(ctx, s, r, g); err != nil && !b.mem.off.recheck {
 		return g, err
 	}
-	if err := m.Value.Reveal(func(v []byte) error {
-		if len(v) == 0 || (len(v) < weakBelow && !g.AllowWeak) {
-			return errWeak
-		}
-		return nil
-	}); err != nil {
-		return g, err
-	}
-	g.Ciphertext, err = secret.Seal(r.Claim.HPKEKey, secret.Context{Run: string(g.Run), Grant: string(g.ID), Key: string(g.Key)}, m.Value)
-	if err != nil {
-		return g, err
-	}
 	now := b.now().UTC()
-	if m.Handle != "" {
-		g.Handle = m.Handle
-	}
-	if m.TTL > 0 {
-		g.TTL = min(g.TTL, sealed.Duration(m.TTL))
-		if ends := now.Add(m.TTL); ends.Before(g.Ends) {
+	if p.ttl > 0 {
+		g.TTL = min(g.TTL, sealed.Duration(p.ttl))
+		if ends := now.Add(max(p.ttl, p.max)); ends.Before(g.Ends) {
 			g.Ends = ends
 		}
+		g.Renewable = p.max > 0
 	}
+	g.Ciphertext, g.Version = p.ciphertext, p.version
 	g.State, g.Attempt, g.Epoch, g.ChangedAt = grantReturned, 1, epoch, now
-	return g, b.saveGrant(ctx, s, g)
+	return g, b.keepReturned(ctx, s, g)
 }
 
 // failGrant ends a grant that could not be issued, undoes what the source may
@@ -172,6 +234,8 @@ func (b *backend) failGrant(ctx context.Context, s logical.Storage, g grantRow, 
 // failure names the kind of a failure and what the caller is told.
 func failure(cause error) (what string, answer error) {
 	switch {
+	case errors.Is(cause, errCaller):
+		return "caller", errRefused
 	case errors.Is(cause, sealed.ErrRevoked), errors.Is(cause, sealed.ErrDenied):
 		return "revoked", errRefused
 	case errors.Is(cause, errWeak):

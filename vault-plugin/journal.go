@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/vault/sdk/logical"
 
@@ -18,6 +19,37 @@ type journal struct {
 	opening sync.Mutex // one opener; held across the log's own storage only
 	mu      sync.Mutex
 	log     *audit.Log
+
+	coming atomic.Int64 // arrivals
+}
+
+// An arrival is an entry that a call announces, so that the log lets it share a
+// write with others that are ready before it. One goroutine uses it.
+type arrival struct {
+	j      *journal
+	coming bool
+}
+
+func (j *journal) expect() *arrival {
+	a := &arrival{j: j}
+	a.comes()
+	return a
+}
+
+// comes says that the entry will be appended soon.
+func (a *arrival) comes() {
+	if !a.coming {
+		a.coming = true
+		a.j.coming.Add(1)
+	}
+}
+
+// over says that it is being appended, does not come, or has to wait first.
+func (a *arrival) over() {
+	if a.coming {
+		a.coming = false
+		a.j.coming.Add(-1)
+	}
 }
 
 func (j *journal) opened() *audit.Log {
@@ -50,7 +82,10 @@ func (b *backend) auditLog(ctx context.Context, s logical.Storage) (*audit.Log, 
 	if b.storage != nil {
 		s = b.storage // outlives the request
 	}
-	l, err := audit.Open(ctx, logStorage{s}, keys.logSigner, audit.Config{Clock: b.now, Rand: b.rand})
+	l, err := audit.Open(ctx, logStorage{s}, keys.logSigner, audit.Config{
+		Clock: b.now, Rand: b.rand, Later: b.worker.soon,
+		Coming: func() int { return int(b.journal.coming.Load()) },
+	})
 	if err != nil {
 		return nil, fmt.Errorf("opening the log: %w: %w", sealed.ErrUnavailable, err)
 	}

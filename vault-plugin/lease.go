@@ -66,12 +66,16 @@ func (b *backend) renewLease(ctx context.Context, req *logical.Request, _ *frame
 	if err := b.coveredGrant(ctx, req.Storage, r, g); err != nil {
 		return nil, b.edge(err)
 	}
+	upstream, err := b.renewAtSource(ctx, req.Storage, g)
+	if err != nil {
+		return nil, b.edge(err)
+	}
 	left := g.Ends.Sub(b.now()).Truncate(time.Second)
-	if left < time.Second {
+	if min(left, upstream) < time.Second {
 		return nil, b.edge(errRefused) // a TTL of 0 would mean Vault's default
 	}
 	secret := *req.Secret
-	secret.TTL, secret.MaxTTL = min(g.TTL.Std(), left), left
+	secret.TTL, secret.MaxTTL = min(g.TTL.Std(), left, upstream), left
 	return &logical.Response{Secret: &secret}, nil
 }
 

@@ -16,7 +16,9 @@ type runMemory struct {
 	seen     map[sealed.RunID]time.Time
 	inflight map[sealed.GrantID]bool
 	windows  map[string]window
-	owed     []audit.Event // about what was stopped without waiting for the log
+	spent    map[sealed.RunID]bool // has used up its entries in the log
+	looks    map[string]*lookup    // by entity id
+	owed     []audit.Event         // about what was stopped without waiting for the log
 
 	off controls
 }
@@ -24,11 +26,13 @@ type runMemory struct {
 // controls switches defenses off, for the tests that show what each is for.
 // Nothing but a test sets it.
 type controls struct {
-	recheck bool // of revocations after the mint
-	binding bool // of token and identity to the run
-	measure bool // of the sandbox
-	self    bool // approval by the requester
-	consume bool // of the approval by its grant
+	recheck  bool // of revocations after the mint
+	binding  bool // of token and identity to the run
+	measure  bool // of the sandbox
+	self     bool // approval by the requester
+	consume  bool // of the approval by its grant
+	ended    bool // entries about intents that ended unlogged
+	rollback bool // refusal once storage went back
 }
 
 // A window counts calls within a minute.
@@ -65,6 +69,39 @@ func (m *runMemory) forget(id sealed.RunID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.seen, id)
+	delete(m.spent, id)
+}
+
+// spend notes that a run has used up its entries.
+func (m *runMemory) spend(id sealed.RunID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.spent == nil {
+		m.spent = make(map[sealed.RunID]bool)
+	}
+	m.spent[id] = true
+}
+
+func (m *runMemory) isSpent(id sealed.RunID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.spent[id]
+}
+
+// look returns the lookup of an entity that is under way or good, or a new one
+// for the caller to make.
+func (m *runMemory) look(entity string, now time.Time) (l *lookup, found bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if l := m.looks[entity]; l != nil && l.good(now) {
+		return l, true
+	}
+	if m.looks == nil || len(m.looks) >= maxCached {
+		m.looks = make(map[string]*lookup)
+	}
+	l = &lookup{at: now, done: make(chan struct{})}
+	m.looks[entity] = l
+	return l, false
 }
 
 // enter marks a grant as being minted by a call of this process, and reports

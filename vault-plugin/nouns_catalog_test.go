@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/vault/sdk/logical"
 
+	"sealed.dev/sealed/internal/cascade"
 	"sealed.dev/sealed/internal/sealed"
 )
 
@@ -112,6 +113,7 @@ func TestRepointedSourceHasNoCredential(t *testing.T) {
 		"address":   func(c *sealed.SourceConfig) { c.Address = "https://evil.example" },
 		"mount":     func(c *sealed.SourceConfig) { c.Mount = "kv2" },
 		"namespace": func(c *sealed.SourceConfig) { c.Namespace = "ns" },
+		"login":     func(c *sealed.SourceConfig) { c.Auth = sealed.SourceAuth{Method: sealed.AuthAppRole, Role: "r"} },
 	} {
 		d := newDesk(t)
 		d.configure()
@@ -258,7 +260,7 @@ func TestProfiles(t *testing.T) {
 	missing.Keys["TOKEN"] = spec
 	d.refused(400, "keys.TOKEN.source", "profiles/system/p", map[string]any{"profile": doc(t, missing)})
 	d.refused(400, "level", "profiles/team/p", set(func(*sealed.Profile) {}))
-	d.refused(400, "differs", "profiles/user/p", set(func(*sealed.Profile) {}))
+	d.refused(400, "differs", "profiles/workflow/p", set(func(*sealed.Profile) {}))
 	d.refused(400, "differs", "profiles/system/q", set(func(*sealed.Profile) {}))
 	d.refused(400, "segments", "profiles/system/a/b/c/d/e", set(func(*sealed.Profile) {}))
 	d.refused(409, "stored is 1", "profiles/system/p", set(func(p *sealed.Profile) { p.Version = 0 }))
@@ -279,34 +281,45 @@ func TestProfiles(t *testing.T) {
 	if err != nil || len(old.Keys["TOKEN"].Bindings) != 2 {
 		t.Errorf("version 2: %+v, %v", old, err)
 	}
-	d.write("profiles/user/p", map[string]any{"profile": `{"name":"p","level":"user","version":0,"requesters":{},"keys":{}}`})
-	d.write("profiles/user/p/1", map[string]any{"profile": `{"name":"p/1","level":"user","version":0,"requesters":{},"keys":{}}`})
-	if p, err := d.b.profileByName(ctx, d.s, "p"); err != nil || p.Level != "user" {
-		t.Errorf("%+v, %v", p, err)
+	own := func(name string) map[string]any {
+		return map[string]any{"profile": `{"name":"` + name + `","level":"user","version":0,"requesters":{},"keys":{"TOKEN":{"tombstone":true}}}`}
 	}
-	if got := d.names("profiles/user/"); !cmp.Equal(got, []string{"p", "p/1"}) {
+	d.refused(400, "entity id", "profiles/user/p", own("p"))
+	d.write("profiles/user/ann/p", own("ann/p"))
+	d.write("profiles/user/ann/p/1", own("ann/p/1"))
+	d.write("profiles/user/bob/p", own("bob/p"))
+	for requester, want := range map[string]string{"ann": cascade.EndedTombstone, "bob": cascade.EndedTombstone, "eve": "", "": ""} {
+		e, err := d.b.effectiveNow(ctx, d.s, "p", requester)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if k, ok := e.Key("TOKEN"); !ok || k.Ended != want || k.Origin.Version != 3 {
+			t.Errorf("%q: %+v", requester, k)
+		}
+	}
+	if got := d.names("profiles/user/"); !cmp.Equal(got, []string{"ann/p", "ann/p/1", "bob/p"}) {
 		t.Error(got)
 	}
-	if _, err := d.request(logical.DeleteOperation, "profiles/user/p", nil); err != nil {
+	if got := d.names("profiles/user/ann/"); !cmp.Equal(got, []string{"ann/p", "ann/p/1"}) {
+		t.Error(got)
+	}
+	if _, err := d.request(logical.DeleteOperation, "profiles/user/ann/p", nil); err != nil {
 		t.Fatal(err)
 	}
-	if p, err := d.b.profileByName(ctx, d.s, "p"); err != nil || p.Level != "system" || p.Version != 3 {
-		t.Errorf("%+v, %v", p, err)
+	if e, err := d.b.effectiveNow(ctx, d.s, "p", "ann"); err != nil || len(e.Layers) != 1 || e.Layers[0] != (sealed.ProfileRef{Level: "system", Name: "p", Version: 3}) {
+		t.Errorf("%+v, %v", e, err)
 	}
-	if got := d.names("profiles/user/"); !cmp.Equal(got, []string{"p/1"}) {
-		t.Error(got)
-	}
-	if _, err := d.b.profileVersion(ctx, d.s, sealed.ProfileRef{Level: "user", Name: "p", Version: 1}); err != nil {
+	if _, err := d.b.profileVersion(ctx, d.s, sealed.ProfileRef{Level: "user", Name: "ann/p", Version: 1}); err != nil {
 		t.Errorf("a deleted profile is gone for the runs that pin it: %v", err)
 	}
 	out, err := d.request(logical.ReadOperation, "profiles/system/p", map[string]any{"version": "1"})
-	if err != nil || out["version"] != 1 || out["newest"] != 3 {
+	if err != nil || out["version"] != 1 || out["newest"] != 3 || strings.Count(out["history"].(string), `"at"`) != 3 {
 		t.Error(out, err)
 	}
-	if out := d.write("profiles/user/p", map[string]any{"profile": `{"name":"p","level":"user","version":0,"requesters":{},"keys":{}}`}); out["version"] != 2 {
+	if out := d.write("profiles/user/ann/p", own("ann/p")); out["version"] != 2 {
 		t.Errorf("a version number was used twice: %v", out)
 	}
-	if _, err := d.b.profileByName(ctx, d.s, "none"); !errors.Is(err, sealed.ErrNotFound) {
+	if _, err := d.b.effectiveNow(ctx, d.s, "none", "ann"); !errors.Is(err, sealed.ErrNotFound) {
 		t.Error(err)
 	}
 }

@@ -44,12 +44,12 @@ func TestRevocations(t *testing.T) {
 	if out["epoch"] != "2" || out["enforced"] != true {
 		t.Error(out)
 	}
-	sub := sealed.Subject{Tenant: "acme", Profile: "p", Key: "TOKEN"}
+	sub := sealed.Subject{Tenant: "acme", Profiles: []sealed.ProfileName{"p"}, Key: "TOKEN"}
 	got, err := d.b.revoked(ctx, d.s, sub)
 	if err != nil || got == nil || !got.Hard || got.Reason != "leaked [31m" {
 		t.Errorf("hard ones come first: %+v, %v", got, err)
 	}
-	if got, err := d.b.revoked(ctx, d.s, sealed.Subject{Tenant: "acme", Profile: "p", Key: "OTHER"}); got != nil || err != nil {
+	if got, err := d.b.revoked(ctx, d.s, sealed.Subject{Tenant: "acme", Profiles: []sealed.ProfileName{"p"}, Key: "OTHER"}); got != nil || err != nil {
 		t.Errorf("covers too much: %+v, %v", got, err)
 	}
 	d.write("revocations/preview", rev("tenant", "acme"))

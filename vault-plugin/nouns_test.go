@@ -141,9 +141,13 @@ func (d *desk) open() {
 }
 
 func (d *desk) request(op logical.Operation, path string, data map[string]any) (map[string]any, error) {
-	resp, err := d.b.HandleRequest(context.Background(), &logical.Request{Operation: op, Path: path, Data: data, Storage: d.s, EntityID: "ann"})
+	req := &logical.Request{Operation: op, Path: path, Data: data, Storage: d.s, EntityID: "ann"}
+	resp, err := d.b.HandleRequest(context.Background(), req)
 	if err == nil && resp.IsError() {
 		err = resp.Error()
+	}
+	if err == nil {
+		checkAnswer(d.t, d.b, req, resp)
 	}
 	if resp == nil {
 		return nil, err

@@ -15,8 +15,7 @@ import (
 // Vault shows as 404), or with an error.
 type nounFunc func(ctx context.Context, req *logical.Request, d *framework.FieldData) (map[string]any, error)
 
-// op adapts a nounFunc. A field that the path does not know is refused: a
-// misspelled one must not be taken for "unset".
+// op adapts a nounFunc.
 func (b *backend) op(summary string, f nounFunc) *framework.PathOperation {
 	return &framework.PathOperation{
 		Summary:                     summary,
@@ -40,6 +39,19 @@ func (b *backend) op(summary string, f nounFunc) *framework.PathOperation {
 	}
 }
 
+// known refuses, for every operation, a field that the path does not know: a
+// misspelled one must not be taken for "unset".
+func (b *backend) known(f framework.OperationFunc) framework.OperationFunc {
+	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+		for name := range req.Data {
+			if _, ok := d.Schema[name]; !ok {
+				return nil, b.edge(invalid(sealed.CleanReason(name), "unknown field"))
+			}
+		}
+		return f(ctx, req, d)
+	}
+}
+
 // display is what path-help and OpenAPI show for a noun.
 func display(suffix string) *framework.DisplayAttributes {
 	return &framework.DisplayAttributes{OperationPrefix: "sealed", OperationSuffix: suffix}
@@ -53,6 +65,9 @@ var fieldConversion = regexp.MustCompile(`^Field validation failed: error conver
 // for a field of the wrong type, which quotes the offending value: that value
 // may be a credential, and errors are not hashed in Vault's audit file (F17).
 func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
+	if err := b.refuseRolledBack(ctx, req); err != nil {
+		return nil, b.edge(err)
+	}
 	resp, err := b.Backend.HandleRequest(ctx, req)
 	if resp == nil || !resp.IsError() {
 		return resp, err

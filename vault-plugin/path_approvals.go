@@ -204,12 +204,8 @@ func (b *backend) checkVotePolicy(ctx context.Context, s logical.Storage, x *gra
 	if !ok {
 		return "replayed", nil
 	}
-	sub := r.subject(cfg.TrustDomain)
-	sub.Key = a.object.Key
-	if p, err := b.profileByName(ctx, s, a.object.Profile); err == nil {
-		sub.Source = p.Keys[a.object.Key].Source
-	}
-	if rev, err := b.revoked(ctx, s, sub); err != nil || rev != nil {
+	mk, _ := r.key(a.object.Key)
+	if rev, err := b.revoked(ctx, s, r.keySubject(mk, cfg.TrustDomain)); err != nil || rev != nil {
 		return "revoked", err
 	}
 	bundle, err := b.currentBundle(ctx, s)

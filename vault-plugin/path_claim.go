@@ -224,11 +224,11 @@ func (b *backend) claimAnswer(ctx context.Context, s logical.Storage, r runRow, 
 		a.Allow = m.Sandbox.Allow
 	}
 	if len(m.Profiles) > 0 {
-		p, err := b.profileVersion(ctx, s, m.Profiles[0])
+		pinned, err := b.effectivePinned(ctx, s, m.Profiles)
 		if err != nil {
 			return sealed.ClaimAnswer{}, err
 		}
-		a.Env = p.Env
+		a.Env = pinned.env()
 	}
 	for _, k := range keys {
 		ck := sealed.ClaimKey{Name: k.Name, Effect: k.Decision.Effect, Reasons: k.Decision.Reasons, Delivery: k.Delivery, Approval: k.Approval}

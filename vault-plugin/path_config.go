@@ -23,10 +23,13 @@ func (b *backend) pathConfig() []*framework.Path {
 			"agent_accessor":    {Type: framework.TypeString, Description: "Accessor of the auth/jwt mount that agents log in by."},
 			"claims_accessor":   {Type: framework.TypeStringSlice, Description: "Accessors of auth mounts whose alias metadata are a requester's claims."},
 			"person_claim":      {Type: framework.TypeString, Description: "Metadata key that names the human behind an entity. Empty: the entity is the person."},
+			"source_helpers":    {Type: framework.TypeKVPairs, Description: "Helper programs of sources, beside the plug-in: type of source = SHA-256, hex."},
+			"sops_root":         {Type: framework.TypeString, Description: "Directory on this host, absolute: the only one that SOPS files are read from."},
 			"freeze_after":      {Type: framework.TypeString, Description: "Out of contact for this long, a run's proxy freezes (default 5s)."},
 			"stop_after":        {Type: framework.TypeString, Description: "Out of contact for this long, a run stops (default 60s)."},
 			"silent_after":      {Type: framework.TypeString, Description: "A run silent for this long is closed by the engine (default 15s)."},
 			"unconfirmed_after": {Type: framework.TypeString, Description: "A grant not confirmed for this long is revoked (default 10s)."},
+			"keep_runs":         {Type: framework.TypeString, Description: "What lists and runs/<id> show of an ended run is deleted after this time (default 2160h, 90 days). Log and record stay."},
 		},
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.ReadOperation:   b.op("Read the configuration and the public keys.", b.configRead),
@@ -52,8 +55,10 @@ func (b *backend) configRead(ctx context.Context, req *logical.Request, _ *frame
 	return map[string]any{
 		"tenant": string(cfg.Tenant), "trust_domain": cfg.TrustDomain, "allow_embedded": cfg.AllowEmbedded,
 		"agent_accessor": cfg.AgentAccessor, "claims_accessor": cfg.ClaimsAccessor, "person_claim": cfg.PersonClaim,
+		"source_helpers": cfg.SourceHelpers, "sops_root": cfg.SOPSRoot,
 		"freeze_after": cfg.FreezeAfter.Std().String(), "stop_after": cfg.StopAfter.Std().String(),
 		"silent_after": cfg.SilentAfter.Std().String(), "unconfirmed_after": cfg.UnconfirmedAfter.Std().String(),
+		"keep_runs":  cfg.keepFor().String(),
 		"answer_key": keys.answerPublic, "log_key": keys.logVerifier,
 	}, nil
 }
@@ -88,6 +93,7 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 	if err := b.change(ctx, req, "config.changed", map[string]any{"fields": changedFields(old, cfg)}); err != nil {
 		return nil, err
 	}
+	defer b.nouns.sources.drop() // they know their helpers
 	defer b.nouns.config.drop()
 	if err := put(ctx, req.Storage, storeConfig, cfg); err != nil {
 		return nil, err
@@ -100,7 +106,7 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 }
 
 func applyConfig(cfg *engineConfig, d *framework.FieldData) error {
-	for field, to := range map[string]*string{"trust_domain": &cfg.TrustDomain, "agent_accessor": &cfg.AgentAccessor, "person_claim": &cfg.PersonClaim} {
+	for field, to := range map[string]*string{"trust_domain": &cfg.TrustDomain, "agent_accessor": &cfg.AgentAccessor, "person_claim": &cfg.PersonClaim, "sops_root": &cfg.SOPSRoot} {
 		if v, ok := d.GetOk(field); ok {
 			*to = v.(string)
 		}
@@ -111,11 +117,15 @@ func applyConfig(cfg *engineConfig, d *framework.FieldData) error {
 	if v, ok := d.GetOk("allow_embedded"); ok {
 		cfg.AllowEmbedded = v.(bool)
 	}
+	if v, ok := d.GetOk("source_helpers"); ok {
+		cfg.SourceHelpers = v.(map[string]string)
+	}
 	if v, ok := d.GetOk("claims_accessor"); ok {
 		cfg.ClaimsAccessor = v.([]string)
 	}
 	for field, to := range map[string]*sealed.Duration{
 		"freeze_after": &cfg.FreezeAfter, "stop_after": &cfg.StopAfter, "silent_after": &cfg.SilentAfter, "unconfirmed_after": &cfg.UnconfirmedAfter,
+		"keep_runs": &cfg.KeepRuns,
 	} {
 		if v, ok := d.GetOk(field); ok {
 			if err := to.UnmarshalText([]byte(v.(string))); err != nil {

@@ -30,12 +30,16 @@ func (b *backend) pathConfirm() []*framework.Path {
 }
 
 func (b *backend) confirmGrant(ctx context.Context, req *logical.Request, d *framework.FieldData) (map[string]any, error) {
+	entry := b.journal.expect()
+	defer entry.over()
 	var cr sealed.ConfirmRequest
 	r, err := b.openRunCall(ctx, req, d, whileClaimed, &cr, func() (sealed.RunID, string) { return cr.Run, cr.Path })
 	if err != nil {
 		return nil, err
 	}
+	entry.over() // see intend
 	defer b.lockRun(r.ID)()
+	entry.comes()
 	s := req.Storage
 	g, r, err := b.grant(ctx, s, r.ID, cr.Grant)
 	if err != nil {
@@ -56,7 +60,7 @@ func (b *backend) confirmGrant(ctx context.Context, req *logical.Request, d *fra
 		return nil, err
 	}
 	if g.State != grantConfirmed {
-		if err := b.writeConfirmed(ctx, s, g, cr.LeaseID, epoch); err != nil {
+		if err := b.writeConfirmed(ctx, s, g, cr.LeaseID, epoch, entry); err != nil {
 			return nil, err
 		}
 	}
@@ -83,7 +87,8 @@ func (b *backend) confirmable(ctx context.Context, s logical.Storage, r runRow, 
 
 // writeConfirmed logs issue.ok and stores the confirmation. Only its answer
 // lets init use the value, so the log knows of every use.
-func (b *backend) writeConfirmed(ctx context.Context, s logical.Storage, g grantRow, lease string, epoch uint64) error {
+func (b *backend) writeConfirmed(ctx context.Context, s logical.Storage, g grantRow, lease string, epoch uint64, entry *arrival) error {
+	entry.over()
 	if _, err := b.record(ctx, s, audit.Event{Type: "issue.ok", Run: string(g.Run), Essential: true, Body: map[string]any{
 		"key": g.Key, "grant": g.ID, "lease": lease, "delivery": g.Delivery, "ends": g.Ends, "attempt": g.Attempt,
 	}}); err != nil {

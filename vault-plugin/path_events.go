@@ -17,9 +17,10 @@ const (
 	maxDetail = 128 // bytes
 )
 
-// pathEvents is where init reports what happened in the sandbox.
+// pathEvents is where init reports what happened in the sandbox, and hands in
+// the redacted command and input of the run.
 func (b *backend) pathEvents() []*framework.Path {
-	return []*framework.Path{{
+	return []*framework.Path{b.pathInput(), {
 		Pattern:      runPattern + "/events$",
 		DisplayAttrs: display("events"),
 		Fields:       requestField(),
@@ -27,7 +28,7 @@ func (b *backend) pathEvents() []*framework.Path {
 			logical.UpdateOperation: b.op("Report events of the sandbox", b.reportEvents),
 		},
 		HelpSynopsis:    "Report names and counts for the log; at most 100 at a time.",
-		HelpDescription: "Only the types that a run may say about itself are taken. When the run's entries in the log are used up the answer is 429 and nothing of the call is logged.",
+		HelpDescription: "Only the types that a run may say about itself are taken. Once, before the agent starts, the redacted command and input may come along; runs/<id> shows them. When the run's entries in the log are used up the answer is 429 and nothing of the call is logged.",
 	}}
 }
 
@@ -37,29 +38,45 @@ func (b *backend) reportEvents(ctx context.Context, req *logical.Request, d *fra
 	if err != nil {
 		return nil, err
 	}
-	if len(er.Events) == 0 || len(er.Events) > maxEvents {
+	if len(er.Events) == 0 && er.Input == "" || len(er.Events) > maxEvents {
 		return nil, invalid("events", "wants 1 to 100 events")
 	}
-	events := make([]audit.Event, 0, len(er.Events))
 	for _, e := range er.Events {
 		if err := checkEvent(r, e); err != nil {
 			return nil, err
 		}
+	}
+	if er.Input != "" {
+		if err := b.saveInput(ctx, req.Storage, r.ID, er.Input); err != nil {
+			return nil, err
+		}
+	}
+	if err := b.logEvents(ctx, req.Storage, r.ID, er.Events); err != nil {
+		return nil, err
+	}
+	return map[string]any{"accepted": len(er.Events)}, nil
+}
+
+// logEvents appends what a run says about itself, and says that it is so.
+func (b *backend) logEvents(ctx context.Context, s logical.Storage, id sealed.RunID, said []sealed.RunEvent) error {
+	events := make([]audit.Event, 0, len(said))
+	for _, e := range said {
 		body := map[string]any{"count": e.Count, "said_by": "run"}
 		for name, v := range map[string]string{"key": string(e.Key), "detail": sealed.CleanReason(e.Detail), "stream": e.Stream} {
 			if v != "" {
 				body[name] = v
 			}
 		}
-		events = append(events, audit.Event{Type: e.Type, Run: string(r.ID), Body: body})
+		events = append(events, audit.Event{Type: e.Type, Run: string(id), Body: body})
 	}
-	if _, err := b.record(ctx, req.Storage, events...); err != nil {
-		if errors.Is(err, audit.ErrBudget) {
-			return nil, errBudget
-		}
-		return nil, err
+	if len(events) == 0 {
+		return nil
 	}
-	return map[string]any{"accepted": len(events)}, nil
+	_, err := b.record(ctx, s, events...)
+	if errors.Is(err, audit.ErrBudget) {
+		return errBudget
+	}
+	return err
 }
 
 // checkEvent refuses what a run may not say: the agent may have got at init's

@@ -71,7 +71,7 @@ func (b *backend) finishRun(ctx context.Context, req *logical.Request, d *framew
 		return nil, invalid("record", "larger than 768 KiB")
 	}
 	envelope := []byte(fr.Record)
-	if err := checkRecord(r, envelope); err != nil {
+	if err := b.checkRecord(ctx, req.Storage, r, envelope); err != nil {
 		return nil, err
 	}
 	head, err := b.endWithRecord(ctx, req.Storage, r.ID, envelope, fr.Exit)
@@ -82,8 +82,10 @@ func (b *backend) finishRun(ctx context.Context, req *logical.Request, d *framew
 	return map[string]any{"state": sealed.RunFinished, "checkpoint": head}, nil
 }
 
-// checkRecord refuses a record that is not by this run or not about it.
-func checkRecord(r runRow, envelope []byte) error {
+// checkRecord refuses a record that is not by this run or not about it. If a
+// redacted input was handed in, the record has to name it. It may name one that
+// is not here: then handing it in failed, and the run with it.
+func (b *backend) checkRecord(ctx context.Context, s logical.Storage, r runRow, envelope []byte) error {
 	key, err := parseRunKey(r.Claim.RunKey)
 	if err != nil {
 		return err
@@ -92,8 +94,13 @@ func checkRecord(r runRow, envelope []byte) error {
 	if err != nil {
 		return invalid("record", "is not a record signed by the run key")
 	}
+	input, _, err := readInput(ctx, s, r.ID)
+	if err != nil {
+		return err
+	}
 	p := stmt.Predicate
 	for _, c := range []check{
+		{"redacted_input", input.Digest == "" || p.RedactedInput == string(input.Digest)},
 		{"run", p.Run == string(r.ID)},
 		{"tenant", p.Tenant == string(r.m.Tenant)},
 		{"spiffe_id", p.SPIFFEID == r.Claim.SPIFFEID},
@@ -137,18 +144,24 @@ func (b *backend) endWithRecord(ctx context.Context, s logical.Storage, id seale
 }
 
 func (b *backend) readRecord(ctx context.Context, req *logical.Request, d *framework.FieldData) (map[string]any, error) {
-	r, err := b.pathRun(ctx, req, d)
+	id, err := sealed.ParseRunID(text(d, "run"))
 	if err != nil {
 		return nil, err
+	}
+	r, runErr := b.run(ctx, req.Storage, id)
+	if runErr != nil && !isNotFound(runErr) {
+		return nil, runErr
 	}
 	var row recordRow
-	ok, err := get(ctx, req.Storage, storeRecords+string(r.ID), &row)
-	if err != nil {
+	ok, err := get(ctx, req.Storage, storeRecords+string(id), &row)
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	// An envelope without its entry is of a finish that failed.
-	if !ok || r.State != sealed.RunFinished {
-		return nil, nil
+	case runErr != nil && !ok:
+		return nil, errRefused
+	case runErr != nil: // the run was pruned, and had finished: its record stays
+	case !ok || r.State != sealed.RunFinished:
+		return nil, nil // an envelope without its entry is of a finish that failed
 	}
 	return map[string]any{"record": row.Envelope, "sha256": row.SHA256}, nil
 }

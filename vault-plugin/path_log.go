@@ -34,7 +34,7 @@ func (b *backend) pathLog() []*framework.Path {
 		}
 	}
 	return []*framework.Path{
-		path("log/checkpoint", "log-checkpoint", "Read the newest signed checkpoint.", "A C2SP tlog-checkpoint: a signed note.", nil, b.logCheckpoint),
+		path("log/checkpoint", "log-checkpoint", "Read the newest signed checkpoint.", "A C2SP tlog-checkpoint: a signed note. commits is how many writes the engine has committed entries with since it started.", nil, b.logCheckpoint),
 		path("log/tile/(?P<path>.+)", "log-tile", "Read a tile of the log.", "C2SP tlog-tiles; the bytes are base64 in one field.",
 			map[string]*framework.FieldSchema{"path": {Type: framework.TypeString, Description: "Path below tile/."}}, b.logTile),
 		path("log/entries", "log-entries", "Read entries, oldest first.", "JSON lines in one field. next is where to go on; it equals from when there is nothing new.",
@@ -60,7 +60,7 @@ func (b *backend) logCheckpoint(ctx context.Context, req *logical.Request, _ *fr
 	if err != nil {
 		return nil, err
 	}
-	return map[string]any{"checkpoint": string(head)}, nil
+	return map[string]any{"checkpoint": string(head), "commits": strconv.FormatUint(l.Commits(), 10)}, nil
 }
 
 func (b *backend) logTile(ctx context.Context, req *logical.Request, d *framework.FieldData) (map[string]any, error) {

@@ -76,12 +76,12 @@ func (b *backend) throttle(ctx context.Context, s logical.Storage, r runRow) err
 // considerKey decides and, if people have to say yes, makes sure that they are
 // asked. The reason of a repeated request does not change what they see.
 func (b *backend) considerKey(ctx context.Context, s logical.Storage, r runRow, mr sealed.MoreRequest) (sealed.MoreAnswer, error) {
-	v, err := b.decideAgain(ctx, s, phaseRequest, r, mr.Key, mr.Reason)
+	v, err := b.decideAgain(ctx, s, phaseRequest, r, mr.Key, mr.Reason, b.lookUp(ctx, s, r))
 	if err != nil {
 		return sealed.MoreAnswer{}, err
 	}
 	if v.Effect != sealed.EffectDeny {
-		err := b.coveredGrant(ctx, s, r, grantRow{Profile: v.terms.profile.Name, Key: mr.Key, Source: v.terms.spec.Source})
+		err := b.coveredGrant(ctx, s, r, grantRow{Profile: v.terms.key.Origin.Name, Key: mr.Key, Source: v.terms.spec.Source})
 		if errors.Is(err, sealed.ErrRevoked) {
 			v = refuse(sealed.ReasonRevoked, "a revocation covers the key")
 		} else if err != nil {

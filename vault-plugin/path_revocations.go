@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +15,16 @@ import (
 	"sealed.dev/sealed/internal/audit"
 	"sealed.dev/sealed/internal/sealed"
 )
+
+// revocationsPerMinute bounds what one actor revokes: each is an epoch, an
+// entry, and a look at every run. It is far above what a person does, and one
+// revocation of a profile, a source or the tenant stops more than a thousand
+// of runs.
+const revocationsPerMinute = 120
+
+// errTooMany says that the limit is the actor's, and that what stands stands.
+var errTooMany = logical.CodedError(http.StatusTooManyRequests,
+	"too many revocations in a minute; a revocation of a profile, source, identity or the tenant covers more at once")
 
 func (b *backend) pathRevocations() []*framework.Path {
 	fields := map[string]*framework.FieldSchema{
@@ -67,6 +78,9 @@ func (b *backend) revocationCreate(ctx context.Context, req *logical.Request, d 
 	rev, err := b.parseRevocation(ctx, req, d)
 	if err != nil {
 		return nil, err
+	}
+	if b.mem.count("revoke/"+rev.By, b.now()) > revocationsPerMinute {
+		return nil, errTooMany
 	}
 	// What it will stop is looked up first: a run that learns of the new epoch
 	// ends by itself, perhaps before enforce comes to it, and its leases are the
@@ -177,6 +191,9 @@ func (b *backend) revocationPreview(ctx context.Context, req *logical.Request, d
 	rev, err := b.parseRevocation(ctx, req, d)
 	if err != nil {
 		return nil, err
+	}
+	if b.mem.count("preview/"+rev.By, b.now()) > revocationsPerMinute {
+		return nil, errTooMany
 	}
 	runs, prefixes, grants, err := b.affected(ctx, req.Storage, rev)
 	if err != nil {

@@ -14,12 +14,7 @@ import (
 	"sealed.dev/sealed/internal/sealed"
 )
 
-const (
-	runPattern = `runs/(?P<run>[0-9A-HJKMNP-TV-Z]{26})`
-
-	defaultPage = 100
-	maxPage     = 1000
-)
+const runPattern = `runs/(?P<run>[0-9A-HJKMNP-TV-Z]{26})`
 
 // pathRuns is what operators do with runs: enqueue, look, close, stop.
 func (b *backend) pathRuns() []*framework.Path {
@@ -27,12 +22,9 @@ func (b *backend) pathRuns() []*framework.Path {
 		{
 			Pattern:      "runs/?$",
 			DisplayAttrs: display("runs"),
-			Fields: map[string]*framework.FieldSchema{
-				"spec":  {Type: framework.TypeString, Description: "The run wanted, one JSON document: agent, mode, profile, workflow, tags, digests of command, input and workspace, sandbox, idempotency_key."},
-				"state": {Type: framework.TypeString, Description: "List: only runs in this state.", Query: true},
-				"after": {Type: framework.TypeString, Description: "List: only runs older than this id, to page on.", Query: true},
-				"limit": {Type: framework.TypeInt, Description: "List: at most so many, 100 if not set, never more than 1000.", Query: true},
-			},
+			Fields: listFields(map[string]*framework.FieldSchema{
+				"spec": {Type: framework.TypeString, Description: "The run wanted, one JSON document: agent, mode, profile, workflow, tags, digests of command, input and workspace, sandbox, idempotency_key."},
+			}),
 			Operations: map[logical.Operation]framework.OperationHandler{
 				logical.UpdateOperation: b.op("Enqueue a run", b.enqueueRun),
 				logical.ListOperation:   b.op("List runs, newest first", b.listRuns),
@@ -47,8 +39,8 @@ func (b *backend) pathRuns() []*framework.Path {
 			Operations: map[logical.Operation]framework.OperationHandler{
 				logical.ReadOperation: b.op("Read a run", b.readRunPath),
 			},
-			HelpSynopsis:    "Read a run: manifest, state, history, grants, approvals.",
-			HelpDescription: "Names, digests and states only. No value is ever shown.",
+			HelpSynopsis:    "Read a run: manifest, state, history, grants, approvals, redacted command and input.",
+			HelpDescription: "Names, digests and states, and what init has handed in as redacted. No value is ever shown.",
 		},
 		{
 			Pattern:      runPattern + "/(?P<act>close|stop)$",
@@ -73,74 +65,6 @@ func runFields(more map[string]*framework.FieldSchema) map[string]*framework.Fie
 		out[name] = f
 	}
 	return out
-}
-
-// runView is what is shown of a run in a list.
-type runView struct {
-	State     string             `json:"state"`
-	Agent     sealed.Name        `json:"agent"`
-	Mode      string             `json:"mode"`
-	Profile   sealed.ProfileName `json:"profile,omitempty"`
-	Workflow  sealed.Name        `json:"workflow,omitempty"`
-	Requester string             `json:"requester"`
-	CreatedAt string             `json:"created_at"`
-}
-
-func viewOf(r runRow) runView {
-	return runView{
-		State: r.State, Agent: r.m.Agent.Name, Mode: r.m.Mode, Profile: r.profile(), Workflow: r.m.Workflow,
-		Requester: r.m.Requester.Name, CreatedAt: r.m.CreatedAt.Format("2006-01-02T15:04:05Z07:00"),
-	}
-}
-
-func (b *backend) listRuns(ctx context.Context, req *logical.Request, d *framework.FieldData) (map[string]any, error) {
-	ids, err := runIDs(ctx, req.Storage)
-	if err != nil {
-		return nil, err
-	}
-	state, after, limit := text(d, "state"), text(d, "after"), d.Get("limit").(int)
-	if limit <= 0 {
-		limit = defaultPage
-	}
-	keys, info := []string{}, map[string]any{}
-	for _, id := range ids {
-		if len(keys) == min(limit, maxPage) {
-			break
-		}
-		if after != "" && id >= after {
-			continue
-		}
-		r, err := b.run(ctx, req.Storage, sealed.RunID(id))
-		if err != nil {
-			return nil, err
-		}
-		if state != "" && r.State != state {
-			continue
-		}
-		view, err := json.Marshal(viewOf(r))
-		if err != nil {
-			return nil, fmt.Errorf("encoding run: %w", err)
-		}
-		keys = append(keys, id)
-		info[id] = string(view)
-	}
-	return map[string]any{"keys": keys, "key_info": info}, nil
-}
-
-// runIDs returns the ids of all runs, newest first.
-func runIDs(ctx context.Context, s logical.Storage) ([]string, error) {
-	var all []string
-	for _, prefix := range []string{storeRunsLive, storeRunsDone} {
-		ids, err := s.List(ctx, prefix)
-		if err != nil {
-			return nil, unavailable(err)
-		}
-		all = append(all, ids...)
-	}
-	slices.Sort(all)
-	all = slices.Compact(all)
-	slices.Reverse(all)
-	return all, nil
 }
 
 // pathRun returns the run that the path names. Unknown is refused, like forbidden.
@@ -185,7 +109,7 @@ func (b *backend) readRunPath(ctx context.Context, req *logical.Request, d *fram
 		}
 		out[name] = string(text)
 	}
-	return out, nil
+	return out, showInput(ctx, req.Storage, r.ID, out)
 }
 
 func (b *backend) endRunPath(ctx context.Context, req *logical.Request, d *framework.FieldData) (map[string]any, error) {

@@ -132,6 +132,7 @@ func (b *backend) secretWrite(ctx context.Context, req *logical.Request, d *fram
 	if err := put(ctx, s, secretKey(path, version), secretRow{Path: path, Version: version, Value: value}); err != nil {
 		return nil, err
 	}
+	defer b.nouns.versions.drop()
 	meta.Last = version
 	meta.Versions = append(meta.Versions, secretVersion{Version: version, CreatedAt: b.now().UTC()})
 	var old []secretVersion
@@ -141,6 +142,7 @@ func (b *backend) secretWrite(ctx context.Context, req *logical.Request, d *fram
 	if err := put(ctx, s, storeSecretMeta+path, meta); err != nil {
 		return nil, err
 	}
+	b.nouns.versions.drop() // before the old ones go
 	for _, v := range old {
 		if err := s.Delete(ctx, secretKey(path, v.Version)); err != nil {
 			return nil, fmt.Errorf("deleting old version: %w", err)
@@ -184,6 +186,7 @@ func (b *backend) secretDelete(ctx context.Context, req *logical.Request, d *fra
 	if err := b.change(ctx, req, "secret.deleted", map[string]any{"path": path}); err != nil {
 		return nil, err
 	}
+	defer b.nouns.versions.drop()
 	meta.Versions = nil
 	if err := put(ctx, s, storeSecretMeta+path, meta); err != nil {
 		return nil, err

@@ -5,8 +5,6 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
-	"net/url"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -65,7 +63,7 @@ func (b *backend) pathSources() []*framework.Path {
 				logical.DeleteOperation: b.op("Delete a source and its credential.", b.sourceDelete),
 			},
 			HelpSynopsis:    "Configure where values come from.",
-			HelpDescription: "Changing type, address, ca, mount or namespace drops the credential unless the same request brings a new one.",
+			HelpDescription: "Changing any field drops the credential unless the same request brings a new one.",
 		},
 		{
 			Pattern:         "sources/(?P<name>[^/]+)/check$",
@@ -97,7 +95,7 @@ func (b *backend) source(ctx context.Context, s logical.Storage, name sealed.Nam
 		if cred == nil {
 			return openedSource{}, fmt.Errorf("opening source %s: it has no credential: %w", name, sealed.ErrUnavailable)
 		}
-		src, err := b.deps.OpenSource(cfg, secret.New(cred))
+		src, err := b.openSource(ctx, s, cfg, secret.New(cred))
 		if err != nil {
 			return openedSource{}, fmt.Errorf("opening source %s: %w", name, err)
 		}
@@ -141,7 +139,7 @@ func loadCredential(ctx context.Context, s logical.Storage, cfg sealed.SourceCon
 
 // placeOf digests everything that says where a source's credential is sent.
 func placeOf(cfg sealed.SourceConfig) sealed.Digest {
-	cfg.HasCredential = false
+	cfg.HasCredential, cfg.Levels = false, nil
 	doc, err := json.Marshal(cfg)
 	if err != nil { // strings and a bool always marshal
 		return ""
@@ -149,30 +147,12 @@ func placeOf(cfg sealed.SourceConfig) sealed.Digest {
 	return sealed.DigestOf(domainSource, doc)
 }
 
-var mountRE = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*$`)
-
 func validateSource(cfg sealed.SourceConfig) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
-	if cfg.Type == sealed.SourceBuiltin {
-		if cfg.CA != "" || cfg.Namespace != "" {
-			return invalid("ca", "the built-in store has none, and no namespace")
-		}
-		return nil
-	}
-	if cfg.Name == sealed.SourceBuiltin {
+	if cfg.Type != sealed.SourceBuiltin && cfg.Name == sealed.SourceBuiltin {
 		return invalid("name", "builtin is the mount's own store")
-	}
-	u, err := url.Parse(cfg.Address)
-	if err != nil || u.Host == "" || u.User != nil || u.Path != "" || u.RawQuery != "" || u.Fragment != "" {
-		return invalid("address", "wants https://host:port and nothing more")
-	}
-	if !mountRE.MatchString(cfg.Mount) || len(cfg.Mount) > 256 {
-		return invalid("mount", "wants the path of a mount, without slash at either end")
-	}
-	if cfg.Namespace != "" && !mountRE.MatchString(cfg.Namespace) {
-		return invalid("namespace", "wants the path of a namespace, without slash at either end")
 	}
 	if cfg.CA != "" && !x509.NewCertPool().AppendCertsFromPEM([]byte(cfg.CA)) {
 		return invalid("ca", "wants PEM certificates")

@@ -3,6 +3,7 @@ package vaultplugin
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -36,7 +37,8 @@ func (b *backend) watchRun(ctx context.Context, req *logical.Request, d *framewo
 	}
 	timeout := time.NewTimer(min(wr.Wait.Std(), maxWatch))
 	defer timeout.Stop()
-	for {
+	release := b.watches.next()
+	for last := false; ; {
 		// Both channels are taken before the state is read, so that no change
 		// falls between reading and waiting.
 		epoch, run := b.epochChanged(), b.runChanged(ctx, req.Storage, r.ID)
@@ -44,12 +46,14 @@ func (b *backend) watchRun(ctx context.Context, req *logical.Request, d *framewo
 		if err != nil {
 			return nil, err
 		}
-		if a.Order != sealed.OrderContinue || a.Epoch > wr.Epoch {
+		if last || a.Order != sealed.OrderContinue || a.Epoch > wr.Epoch {
 			return b.answer(ctx, req.Storage, a)
 		}
 		select {
 		case <-epoch:
 		case <-run:
+		case <-release:
+			last = true
 		case <-timeout.C:
 			return b.answer(ctx, req.Storage, a)
 		case <-ctx.Done():
@@ -70,32 +74,38 @@ func (b *backend) runChanged(ctx context.Context, s logical.Storage, id sealed.R
 // or a credential it holds is an order to abort at once, whether or not the
 // run's row says so yet.
 func (b *backend) orders(ctx context.Context, s logical.Storage, id sealed.RunID) (sealed.WatchAnswer, error) {
+	a, r, cfg, err := b.order(ctx, s, id)
+	if err != nil {
+		return a, err
+	}
+	return a, b.blockedKeys(ctx, s, r, cfg.TrustDomain, &a)
+}
+
+// order is orders without the keys that are blocked.
+func (b *backend) order(ctx context.Context, s logical.Storage, id sealed.RunID) (sealed.WatchAnswer, runRow, *engineConfig, error) {
 	a := sealed.WatchAnswer{Run: id, Order: sealed.OrderContinue}
 	cfg, err := b.config(ctx, s)
 	if err != nil {
-		return a, err
+		return a, runRow{}, cfg, err
 	}
 	if a.Epoch, err = b.epoch(ctx, s); err != nil {
-		return a, err
+		return a, runRow{}, cfg, err
 	}
 	r, err := b.run(ctx, s, id)
 	if err != nil {
-		return a, err
+		return a, r, cfg, err
 	}
 	if !r.alive() {
 		a.Order, a.Reason = sealed.OrderAbort, r.State
 	}
 	rev, err := b.revoked(ctx, s, r.subject(cfg.TrustDomain))
 	if err != nil {
-		return a, err
+		return a, r, cfg, err
 	}
 	if rev != nil && rev.Hard {
 		a.Order, a.Reason = sealed.OrderAbort, "revocation "+rev.ID
 	}
-	if err := b.deadGrants(ctx, s, r, cfg.TrustDomain, &a); err != nil {
-		return a, err
-	}
-	return a, b.blockedKeys(ctx, s, r, cfg.TrustDomain, &a)
+	return a, r, cfg, b.deadGrants(ctx, s, r, cfg.TrustDomain, &a)
 }
 
 func (b *backend) deadGrants(ctx context.Context, s logical.Storage, r runRow, trustDomain string, a *sealed.WatchAnswer) error {
@@ -121,17 +131,37 @@ func (b *backend) deadGrants(ctx context.Context, s logical.Storage, r runRow, t
 
 func (b *backend) blockedKeys(ctx context.Context, s logical.Storage, r runRow, trustDomain string, a *sealed.WatchAnswer) error {
 	for _, k := range r.m.Keys {
-		p, err := b.profileVersion(ctx, s, k.Origin)
-		if err != nil && unlessDenied(err) != nil {
-			return err
-		}
-		sub := r.subject(trustDomain)
-		sub.Key, sub.Profile, sub.Source = k.Name, k.Origin.Name, p.Keys[k.Name].Source
-		if err := b.covered(ctx, s, sub); errors.Is(err, sealed.ErrRevoked) {
+		if err := b.covered(ctx, s, r.keySubject(k, trustDomain)); errors.Is(err, sealed.ErrRevoked) {
 			a.Blocked = append(a.Blocked, k.Name)
 		} else if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// A release sends waiting calls home: the mount is being closed, or what it
+// has in memory was dropped. The zero release is ready.
+type release struct {
+	mu sync.Mutex
+	c  chan struct{}
+}
+
+// next is closed at the next release.
+func (r *release) next() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.c == nil {
+		r.c = make(chan struct{})
+	}
+	return r.c
+}
+
+func (r *release) all() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.c != nil {
+		close(r.c)
+		r.c = nil
+	}
 }

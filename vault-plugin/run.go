@@ -28,7 +28,8 @@ type runRow struct {
 	ID             sealed.RunID   `json:"id"`
 	Manifest       string         `json:"manifest"` // the exact bytes of ManifestDigest
 	ManifestDigest sealed.Digest  `json:"manifest_digest"`
-	RequestDigest  string         `json:"request_digest"` // of the enqueue request: an idempotency key is for one request
+	RequestDigest  string         `json:"request_digest"`        // of the enqueue request: an idempotency key is for one request
+	Idempotency    string         `json:"idempotency,omitempty"` // storage key of the idempotency row
 	State          string         `json:"state"`
 	History        []stateChange  `json:"history"`
 	Ticket         sealed.Digest  `json:"ticket,omitempty"` // empty: used up
@@ -98,21 +99,34 @@ func (r runRow) to(state string, at time.Time, by, reason string) (runRow, error
 	return r, nil
 }
 
-// profile is the profile of the run, or "".
+// profile is the name that the run was asked for with, or "". Manifests once
+// had one profile and did not repeat its name.
 func (r runRow) profile() sealed.ProfileName {
-	if len(r.m.Profiles) == 0 {
-		return ""
+	if r.m.Profile == "" && len(r.m.Profiles) > 0 {
+		return r.m.Profiles[0].Name
 	}
-	return r.m.Profiles[0].Name
+	return r.m.Profile
 }
 
 // subject is what a revocation could name about the run as a whole. An
 // unclaimed run is already covered by a revocation of the identity it will have.
 func (r runRow) subject(trustDomain string) sealed.Subject {
 	return sealed.Subject{
-		Tenant: r.m.Tenant, Run: r.ID, Profile: r.profile(),
+		Tenant: r.m.Tenant, Run: r.ID, Profiles: []sealed.ProfileName{r.profile()},
 		SPIFFEID: "spiffe://" + trustDomain + sealed.AgentSPIFFEPath(r.m.Tenant, r.m.Agent.Name),
 	}
+}
+
+// keySubject is what a revocation could name about a key of the run: also every
+// profile that had a say about it.
+func (r runRow) keySubject(k sealed.ManifestKey, trustDomain string) sealed.Subject {
+	sub := r.subject(trustDomain)
+	sub.Key, sub.Source = k.Name, k.Source
+	sub.Profiles = append(sub.Profiles, k.Origin.Name)
+	for _, ref := range k.NarrowedBy {
+		sub.Profiles = append(sub.Profiles, ref.Name)
+	}
+	return sub
 }
 
 // key returns the manifest's entry for a key.

@@ -544,9 +544,8 @@ func (w *world) checkAfterCrash(name string, g *guest, id sealed.ApprovalID, iss
 	if err != nil {
 		w.t.Fatalf("%s: %v", name, err)
 	}
-	intents := strings.Join(w.logged(), "\n")
 	for _, row := range x.grants(g.run) {
-		if !strings.Contains(intents, `"grant":"`+string(row.ID)+`"`) {
+		if row.State != grantIntent && !w.inLog(row.ID) {
 			w.t.Errorf("%s: grant %s is not in the log", name, row.ID)
 		}
 		delete(issued, row.ID)
@@ -566,11 +565,21 @@ func (w *world) checkAfterCrash(name string, g *guest, id sealed.ApprovalID, iss
 	w.clock.add(11 * time.Second)
 	w.b.worker.tick(ctx, w.s)
 	w.b.worker.pay(ctx, w.s, "")
+	for _, row := range x.grants(g.run) {
+		if !w.inLog(row.ID) {
+			w.t.Errorf("%s: grant %s ended as %q without an entry", name, row.ID, row.Outcome)
+		}
+	}
 	w.must("op", g.path("close"), map[string]any{"reason": "test"})
 	w.b.worker.pay(ctx, w.s, "")
 	if n := w.dyn.alive(); n != 0 {
 		w.t.Errorf("%s: %d credentials are left upstream", name, n)
 	}
+}
+
+func (w *world) inLog(id sealed.GrantID) bool {
+	w.t.Helper()
+	return strings.Contains(strings.Join(w.logged(), "\n"), `"grant":"`+string(id)+`"`)
 }
 
 func TestAmbiguousClaimBindsOnce(t *testing.T) {

@@ -111,8 +111,8 @@ func TestRevocationDoesNotWaitForTheLog(t *testing.T) { // §11
 	w.wantEntry("run.aborted", "revocation ")
 }
 
-// TestIssueWrites holds the price of a static key: one write for the log, one
-// for the intent, one for the ciphertext.
+// TestIssueWrites holds the price of a static key: one write for the log and
+// one for the intent.
 func TestIssueWrites(t *testing.T) {
 	w := newWorld(t)
 	g := w.claimed(idem(1))
@@ -120,8 +120,8 @@ func TestIssueWrites(t *testing.T) {
 	if _, _, err := g.creds("LOW", idem(2)); err != nil {
 		t.Fatal(err)
 	}
-	if n := w.s.count(); n != 3 {
-		t.Errorf("%d storage writes, want 3", n)
+	if n := w.s.count(); n != 2 {
+		t.Errorf("%d storage writes, want 2", n)
 	}
 	w.s.setFail(nil)
 	w.b.worker.tick(context.Background(), w.s)

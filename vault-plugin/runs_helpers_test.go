@@ -2,6 +2,7 @@ package vaultplugin
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -171,7 +172,8 @@ type fakeDynamic struct {
 	minting func(handle string) error // runs inside Mint
 	live    map[string]bool           // handles that exist upstream
 	minted  int
-	broken  bool // Revoke fails
+	broken  bool          // Revoke fails
+	ttl     time.Duration // of what is minted; 0: an hour
 }
 
 func (f *fakeDynamic) Prepare(context.Context, sealed.KeyRef) (string, error) {
@@ -193,7 +195,7 @@ func (f *fakeDynamic) Mint(_ context.Context, _ sealed.KeyRef, handle string) (M
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.live[handle] = true
-	return Minted{Value: secret.New([]byte("dyn-" + canary)), Handle: handle, TTL: time.Hour}, nil
+	return Minted{Value: secret.New([]byte("dyn-" + canary)), Handle: handle, TTL: cmp.Or(f.ttl, time.Hour)}, nil
 }
 
 func (f *fakeDynamic) Revoke(_ context.Context, handle string) error {
@@ -361,11 +363,15 @@ func (w *world) json(v any) string {
 }
 
 func (w *world) do(entity, accessor string, op logical.Operation, path string, data map[string]any) (*logical.Response, error) {
-	resp, err := w.b.HandleRequest(context.Background(), &logical.Request{
+	req := &logical.Request{
 		Operation: op, Path: path, Data: data, Storage: w.s, EntityID: entity, ClientTokenAccessor: accessor, DisplayName: entity,
-	})
+	}
+	resp, err := w.b.HandleRequest(context.Background(), req)
 	if err == nil && resp != nil && resp.IsError() {
 		err = resp.Error()
+	}
+	if err == nil {
+		checkAnswer(w.t, w.b, req, resp)
 	}
 	return resp, err
 }

@@ -37,48 +37,67 @@ func (b *backend) openRunCall(ctx context.Context, req *logical.Request, d *fram
 	if err != nil {
 		return r, err
 	}
-	what, err := b.checkRunCall(ctx, req, d, r, v, where)
-	if err != nil {
-		return r, err
+	return r, b.admit(ctx, req, r, states, b.checkDocument(req, d, r, v, where))
+}
+
+// admit asks Vault who calls, unless checkDocument has found a fault already,
+// and logs a refusal. The entity is looked up anew for each call: one that was
+// disabled gets nothing more.
+func (b *backend) admit(ctx context.Context, req *logical.Request, r runRow, states []string, what string) error {
+	if what == "" {
+		var err error
+		if what, err = b.checkCaller(ctx, req, r); err != nil {
+			return err
+		}
 	}
 	if what == "" && !slices.Contains(states, r.State) {
 		what = "state"
 	}
 	if what == "" {
 		b.mem.see(r.ID, b.now())
-		return r, nil
+		return nil
 	}
-	return r, b.refuseCall(ctx, req.Storage, r, what)
+	return b.refuseCall(ctx, req.Storage, r, what)
 }
 
-func (b *backend) checkRunCall(ctx context.Context, req *logical.Request, d *framework.FieldData, r runRow, v any, where func() (sealed.RunID, string)) (what string, err error) {
+// checkDocument checks everything about a call that the request itself and the
+// run's row can tell.
+func (b *backend) checkDocument(req *logical.Request, d *framework.FieldData, r runRow, v any, where func() (sealed.RunID, string)) (what string) {
 	if r.Claim == nil {
-		return "unclaimed", nil
+		return "unclaimed"
 	}
+	switch {
+	case b.mem.off.binding:
+	case req.EntityID != r.Claim.EntityID:
+		return "spiffe_id"
+	case req.ClientTokenAccessor == "" || req.ClientTokenAccessor != r.Claim.Accessor:
+		return "accessor"
+	}
+	key, err := parseRunKey(r.Claim.RunKey)
+	if err != nil {
+		return "run_key"
+	}
+	var signed sealed.Signed
+	if sealed.Decode([]byte(text(d, "request")), 2*sealed.MaxDocument, &signed) != nil {
+		return "malformed"
+	}
+	if signed.Open(sealed.DomainRequest, key, v) != nil {
+		return "signature"
+	}
+	if run, path := where(); run != r.ID || path != req.Path {
+		return "path"
+	}
+	return ""
+}
+
+// checkCaller checks what only Vault's identity store can tell.
+func (b *backend) checkCaller(ctx context.Context, req *logical.Request, r runRow) (what string, err error) {
 	spiffeID, _, err := b.agentIdentity(ctx, req)
 	if err != nil && unlessDenied(err) != nil {
 		return "", err
 	}
-	switch {
-	case b.mem.off.binding:
-	case err != nil || spiffeID != r.Claim.SPIFFEID || req.EntityID != r.Claim.EntityID:
+	if !b.mem.off.binding && (err != nil || spiffeID != r.Claim.SPIFFEID) {
 		return "spiffe_id", nil
-	case req.ClientTokenAccessor == "" || req.ClientTokenAccessor != r.Claim.Accessor:
-		return "accessor", nil
-	}
-	key, err := parseRunKey(r.Claim.RunKey)
-	if err != nil {
-		return "run_key", nil
-	}
-	var signed sealed.Signed
-	if sealed.Decode([]byte(text(d, "request")), 2*sealed.MaxDocument, &signed) != nil {
-		return "malformed", nil
-	}
-	if signed.Open(sealed.DomainRequest, key, v) != nil {
-		return "signature", nil
-	}
-	if run, path := where(); run != r.ID || path != req.Path {
-		return "path", nil
 	}
 	return "", nil
 }

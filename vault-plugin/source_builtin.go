@@ -30,7 +30,7 @@ func (s builtinSource) Mint(ctx context.Context, ref sealed.KeyRef, _ string) (M
 	if err := checkBuiltinRef(ref); err != nil {
 		return Minted{}, err
 	}
-	meta, err := loadSecretMeta(ctx, s.storage, ref.Path)
+	meta, err := s.b.nouns.versions.get(ref.Path, func() (secretMeta, error) { return loadSecretMeta(ctx, s.storage, ref.Path) })
 	if err != nil {
 		return Minted{}, err
 	}
@@ -50,7 +50,7 @@ func (s builtinSource) Mint(ctx context.Context, ref sealed.KeyRef, _ string) (M
 		clear(row.Value)
 		return Minted{}, fmt.Errorf("decoding stored %s: malformed", secretKey(ref.Path, version))
 	}
-	return Minted{Value: secret.New(row.Value)}, nil
+	return Minted{Value: secret.New(row.Value), Version: version}, nil
 }
 
 // Revoke implements Source; nothing was created upstream.

@@ -57,8 +57,8 @@ func (w *worker) start() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	w.cancel = cancel
-	// Paying is apart, so that a source that hangs delays nothing else.
-	for _, loop := range []func(context.Context){w.keepTime, w.keepPaying} {
+	// What calls sources is apart, so that one that hangs delays nothing else.
+	for _, loop := range []func(context.Context){w.keepTime, w.keepPaying, w.keepSources} {
 		w.running.Go(func() { loop(ctx) })
 	}
 }
@@ -73,6 +73,18 @@ func (w *worker) stop() {
 		cancel()
 		w.running.Wait()
 	}
+}
+
+// soon runs f apart from the call that wants it. stop waits for it, if the
+// worker was running.
+func (w *worker) soon(f func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.cancel == nil {
+		go f()
+		return
+	}
+	w.running.Go(f)
 }
 
 // wake makes the worker pay now. It never blocks.
@@ -189,6 +201,11 @@ func (w *worker) due(cfg *engineConfig, r runRow) (state, reason string) {
 
 // pay revokes at the sources what is owed, of one run or of all.
 func (w *worker) pay(ctx context.Context, s logical.Storage, run sealed.RunID) {
+	w.payWithin(ctx, ctx, s, run)
+}
+
+// payWithin calls no source after limit has ended.
+func (w *worker) payWithin(ctx, limit context.Context, s logical.Storage, run sealed.RunID) {
 	x, err := w.b.index(ctx, s)
 	if err != nil {
 		return
@@ -200,21 +217,36 @@ func (w *worker) pay(ctx context.Context, s logical.Storage, run sealed.RunID) {
 			continue
 		}
 		for _, g := range x.grants(r.ID) {
-			if !g.owed() || w.b.mem.minting(g.ID) || !w.take(g.ID, run != "") {
+			if !g.owed() || w.b.mem.minting(g.ID) {
 				continue
 			}
-			slots <- struct{}{}
+			select {
+			case slots <- struct{}{}:
+			case <-limit.Done():
+			}
+			if limit.Err() != nil {
+				break // the next round pays
+			}
+			if !w.take(g.ID, run != "") {
+				<-slots
+				continue
+			}
 			all.Go(func() {
 				defer func() { <-slots }()
-				w.payOne(ctx, s, g)
+				w.payOne(ctx, limit, s, g)
 			})
 		}
 	}
 	all.Wait()
 }
 
-// settle pays what one run owes, before its last answer.
-func (w *worker) settle(ctx context.Context, s logical.Storage, run sealed.RunID) { w.pay(ctx, s, run) }
+// settle pays what one run owes, before its last answer, as far as the sources
+// take no longer than one call may: the request holds Vault's state lock.
+func (w *worker) settle(ctx context.Context, s logical.Storage, run sealed.RunID) {
+	limit, cancel := context.WithTimeout(ctx, sourceLimit)
+	defer cancel()
+	w.payWithin(ctx, limit, s, run)
+}
 
 // take reserves a debt that is due, or any that nobody is paying if now is set.
 func (w *worker) take(id sealed.GrantID, now bool) bool {
@@ -229,8 +261,8 @@ func (w *worker) take(id sealed.GrantID, now bool) bool {
 	return true
 }
 
-func (w *worker) payOne(ctx context.Context, s logical.Storage, g grantRow) {
-	limited, cancel := context.WithTimeout(ctx, sourceLimit)
+func (w *worker) payOne(ctx, limit context.Context, s logical.Storage, g grantRow) {
+	limited, cancel := context.WithTimeout(limit, sourceLimit)
 	defer cancel()
 	_, src, err := w.b.source(ctx, s, g.Source)
 	if err == nil {

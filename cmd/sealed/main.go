@@ -2,7 +2,7 @@
 // run has and to ask for one that a person must allow. It deals in names,
 // handles and placeholders; it never sees a value.
 //
-//	sealed keys
+//	sealed keys    key, state (granted, pending, available, denied), delivery, and the approval of a pending one
 //	sealed request KEY --reason "why" [--wait 2m]
 //
 // Exit status: 0 granted, 1 failure, 2 usage, 3 denied, 4 pending.
@@ -77,7 +77,11 @@ func (c *client) keys(stdout, stderr io.Writer) int {
 		return exitFailure
 	}
 	for _, s := range out {
-		_, _ = fmt.Fprintf(stdout, "%s\t%s\t%s\n", s.Key, s.State, s.Delivery)
+		_, _ = fmt.Fprintf(stdout, "%s\t%s\t%s", s.Key, s.State, s.Delivery)
+		if s.Approval != "" {
+			_, _ = fmt.Fprintf(stdout, "\t%s", s.Approval)
+		}
+		_, _ = fmt.Fprintln(stdout)
 	}
 	return 0
 }

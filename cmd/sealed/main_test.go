@@ -75,9 +75,9 @@ const (
 )
 
 func TestKeys(t *testing.T) {
-	s := double(t, answer{200, `[{"key":"A","state":"granted","delivery":"proxy","placeholder":"p"},{"key":"B","state":"available","delivery":"env"},{"key":"C","state":"denied"}]`})
+	s := double(t, answer{200, `[{"key":"A","state":"granted","delivery":"proxy","placeholder":"p"},{"key":"B","state":"available","delivery":"env"},{"key":"C","state":"denied"},{"key":"D","state":"pending","delivery":"proxy","approval":"01ARZ3NDEKTSV4RRFFQ69G5FAV"}]`})
 	status, out, errs := call("keys")
-	if want := "A\tgranted\tproxy\nB\tavailable\tenv\nC\tdenied\t\n"; status != 0 || out != want || errs != "" {
+	if want := "A\tgranted\tproxy\nB\tavailable\tenv\nC\tdenied\t\nD\tpending\tproxy\t01ARZ3NDEKTSV4RRFFQ69G5FAV\n"; status != 0 || out != want || errs != "" {
 		t.Errorf("got %d, %q, %q", status, out, errs)
 	}
 	if got := s.seen(); len(got) != 1 || got[0] != "GET /sealed/keys " {

@@ -26,6 +26,7 @@ type app struct {
 
 	addr, caFile, mount, output, devDir, trustFile, libexec string
 	quiet                                                   bool
+	lost                                                    error // of the first write to stdout that failed
 }
 
 // A fileConfig is $XDG_CONFIG_HOME/sealed/config.yaml.
@@ -108,18 +109,6 @@ func (a *app) stateDir() string {
 	}
 	if base == "" {
 		base = filepath.Join(a.getenv("HOME"), ".local", "state")
-	}
-	return filepath.Join(base, "sealed")
-}
-
-// cacheDir is where built servers are kept.
-func (a *app) cacheDir() string {
-	if c := a.getenv("SEALED_CACHE"); c != "" {
-		return c
-	}
-	base := a.getenv("XDG_CACHE_HOME")
-	if base == "" {
-		base = filepath.Join(a.getenv("HOME"), ".cache")
 	}
 	return filepath.Join(base, "sealed")
 }

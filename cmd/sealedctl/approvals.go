@@ -233,7 +233,7 @@ func (a *app) vote(ctx context.Context, id sealed.ApprovalID, digest sealed.Dige
 	}
 	after, err := act(ctx, id, v.Digest)
 	if err != nil {
-		return err
+		return voteError(ctx, e, v, err)
 	}
 	return a.print(after.ApprovalView, func(w io.Writer) {
 		row(w, id, after.State, fmt.Sprintf("%d of %d", yeses(after.Votes), after.Decoded.Quorum))

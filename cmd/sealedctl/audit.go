@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -339,13 +337,9 @@ func (a *app) verifyOptions(f verifyFlags) (audit.Options, error) {
 	if f.forget {
 		return o, nil
 	}
-	sum := sha256.Sum256([]byte(o.VerifierKey))
-	pins := filepath.Join(a.stateDir(), "pins")
-	if err := os.MkdirAll(pins, 0o700); err != nil {
-		return o, fmt.Errorf("remembering checkpoints: %w", err)
-	}
-	o.PinFile = filepath.Join(pins, hex.EncodeToString(sum[:8])+".checkpoint")
-	return o, nil
+	var err error
+	o.PinFile, err = a.pinFile(o.VerifierKey)
+	return o, err
 }
 
 // readTrust reads a trust file. Who may have written it is doctor's question.

@@ -41,7 +41,7 @@ built once into the cache; bubblewrap is installed when this is root.
 				identity = devstack.IdentitySPIRE
 			}
 			return demo.Run(cmd.Context(), demo.Config{
-				Identity: identity, CacheDir: a.cacheDir(), Self: []string{self}, Keep: keep, Out: a.stdout, Progress: a.demoProgress(),
+				Identity: identity, CacheDir: devstack.CacheDir(a.getenv), Self: []string{self}, Keep: keep, Out: a.stdout, Progress: a.demoProgress(),
 			})
 		},
 	}

@@ -33,7 +33,7 @@ func (a *app) stackConfig() (devstack.Config, error) {
 	if err != nil {
 		return devstack.Config{}, fmt.Errorf("finding the directory of the stack: %w", err)
 	}
-	return devstack.Config{Dir: dir, CacheDir: a.cacheDir(), Progress: a.progress()}, nil
+	return devstack.Config{Dir: dir, CacheDir: devstack.CacheDir(a.getenv), Progress: a.progress()}, nil
 }
 
 func (a *app) stack() (*devstack.Stack, error) {
@@ -269,7 +269,7 @@ are read by others. login writes one to a file.
 				return a.print(out, nil)
 			}
 			for _, v := range vars {
-				_, _ = fmt.Fprintf(a.stdout, "export %s=%s\n", v[0], shellQuote(v[1]))
+				a.write("export " + v[0] + "=" + shellQuote(v[1]) + "\n")
 			}
 			return nil
 		},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -50,7 +51,7 @@ A failed check is a failure; a warning is not.
 
 func (a *app) doctor(ctx context.Context) error {
 	trust, checks := a.checkTrust()
-	checks = append(a.checkVault(ctx), checks...)
+	checks = append(append([]check{checkSelf()}, a.checkVault(ctx)...), checks...)
 	checks = append(checks, a.checkIdentity(ctx, trust)...)
 	checks = append(checks, a.checkSandbox(ctx)...)
 	failed := 0
@@ -71,6 +72,13 @@ func (a *app) doctor(ctx context.Context) error {
 		err = &statusError{status: exitFailure}
 	}
 	return err
+}
+
+// checkSelf says which sealedctl this is: the first question of whoever is
+// asked for help.
+func checkSelf() check {
+	v := thisVersion()
+	return ok("sealedctl", "%s, %s", strings.TrimSpace(v.Version+" "+v.Revision), v.Go)
 }
 
 // checkTrust looks at the trust file: whoever can write it says whom

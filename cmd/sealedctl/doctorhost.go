@@ -71,7 +71,7 @@ func checkSocket(ctx context.Context, name, path, next string) check {
 }
 
 func (a *app) checkSandbox(ctx context.Context) []check {
-	return append(checkBubblewrap(ctx), a.checkInit(), checkIsolation())
+	return append(checkBubblewrap(ctx), a.checkInit(), a.checkCommand(), checkIsolation())
 }
 
 // bwrapPaths are where the local driver looks.
@@ -122,6 +122,20 @@ func (a *app) checkInit() check {
 		return bad(checkWarn, name, "have root install it", "%s does not belong to root: runs are graded same_uid at best", path)
 	}
 	return ok(name, "%s, of root, mode 0711", path)
+}
+
+// checkCommand looks at the sealed command, which agents run.
+func (a *app) checkCommand() check {
+	const name = "sealed"
+	path := filepath.Join(a.libexec, name)
+	st, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return bad(checkFail, name, "set SEALED_LIBEXEC, or: eval \"$(sealedctl dev env)\"", "%s is not there", path)
+	case !st.Mode().IsRegular() || st.Mode().Perm()&0o001 == 0:
+		return bad(checkFail, name, "chmod 0711 "+path, "%s can't be executed by agents", path)
+	}
+	return ok(name, "%s", path)
 }
 
 func checkIsolation() check {

@@ -38,7 +38,8 @@ func (a *app) checkVault(ctx context.Context) []check {
 	if engine.State != checkFail {
 		checks = append(checks, checkConfigured(ctx, e), checkPolicy(ctx, e, time.Now()))
 	}
-	return append(checks, checkPowers(ctx, e)...)
+	checks = append(checks, checkPowers(ctx, e)...)
+	return append(checks, checkHolders(ctx, e)...)
 }
 
 func hintOr(err error, other string) string {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -71,25 +70,6 @@ func cobraUsage(err error) bool {
 		}
 	}
 	return false
-}
-
-func hintOf(err error) string {
-	var hint *hintError
-	switch {
-	case errors.As(err, &hint):
-		return hint.hint
-	case errors.Is(err, context.Canceled):
-		return ""
-	case errors.Is(err, sealed.ErrApprovalRequired):
-		return "sealedctl approvals list"
-	case errors.Is(err, sealed.ErrUnavailable):
-		return "sealedctl doctor"
-	case errors.Is(err, sealed.ErrConflict):
-		return "read it again; somebody else changed it"
-	case cobraUsage(err):
-		return "sealedctl --help"
-	}
-	return ""
 }
 
 // clip keeps an error readable; a server may say a lot.

@@ -24,6 +24,9 @@ const (
 )
 
 func main() {
+	if err := tighten(os.Stderr); err != nil {
+		os.Exit(newApp(os.Stdin, os.Stdout, os.Stderr).fail(err))
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	status := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	stop()
@@ -40,6 +43,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 			err = &hintError{err: err, hint: cmd.CommandPath() + " --help"}
 		}
 		return a.fail(err)
+	}
+	if a.lost != nil {
+		return a.fail(a.lost)
 	}
 	return exitOK
 }

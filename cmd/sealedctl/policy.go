@@ -225,7 +225,7 @@ half to FILE.pub and standard output. A file that exists is never replaced.
 				Private string `json:"private_file"`
 				Public  string `json:"public_key"`
 			}{filepath.Clean(args[0]), string(public)}
-			return a.line(out, func() { _, _ = io.WriteString(a.stdout, strings.TrimSpace(out.Public)+"\n") })
+			return a.line(out, func() { a.write(strings.TrimSpace(out.Public) + "\n") })
 		},
 	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -42,7 +43,7 @@ Exit status: 0 ok, 1 failure, 2 usage, 3 denied, 4 waits for approval.`,
 	root.AddCommand(
 		newRunCmd(a), newRunsCmd(a), newApprovalsCmd(a), newRevokeCmd(a), newRevocationsCmd(a),
 		newProfileCmd(a), newAgentCmd(a), newSourceCmd(a), newSecretCmd(a), newPolicyCmd(a),
-		newAuditCmd(a), newRedactCmd(a), newDoctorCmd(a), newDevCmd(a), newDemoCmd(a), newSuperviseCmd(a), newVersionCmd(a),
+		newAuditCmd(a), newInstallCmd(a), newUpgradeCmd(a), newUninstallCmd(a), newTenantCmd(a), newPoliciesCmd(a), newRedactCmd(a), newDoctorCmd(a), newDevCmd(a), newDemoCmd(a), newSuperviseCmd(a), newVersionCmd(a),
 	)
 	return root
 }
@@ -76,18 +77,25 @@ func newVersionCmd(a *app) *cobra.Command {
 
   sealedctl version -o json`,
 		RunE: func(*cobra.Command, []string) error {
-			v := version{Version: "(unknown)"}
-			if info, ok := debug.ReadBuildInfo(); ok {
-				v = version{Version: info.Main.Version, Go: info.GoVersion}
-				for _, s := range info.Settings {
-					if s.Key == "vcs.revision" {
-						v.Revision = s.Value
-					}
-				}
-			}
+			v := thisVersion()
 			return a.line(v, func() { a.printf("sealedctl %s %s\n", v.Version, v.Go) })
 		},
 	}
+}
+
+// thisVersion is what the linker wrote into this program.
+func thisVersion() version {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return version{Version: "(unknown)"}
+	}
+	v := version{Version: info.Main.Version, Go: info.GoVersion}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			v.Revision = s.Value
+		}
+	}
+	return v
 }
 
 type version struct {
@@ -122,6 +130,14 @@ func (a *app) complete(names func(context.Context, *vaultclient.Engine) ([]strin
 	}
 }
 
+// write writes data to stdout. What could not be written makes the command fail
+// at its end: a script must not take half an answer for a whole one.
+func (a *app) write(s string) {
+	if _, err := io.WriteString(a.stdout, s); err != nil && a.lost == nil {
+		a.lost = fmt.Errorf("writing output: %w", err)
+	}
+}
+
 // printf writes a line of a human answer to stdout.
 func (a *app) printf(format string, args ...any) {
 	for i, v := range args {
@@ -129,5 +145,5 @@ func (a *app) printf(format string, args ...any) {
 			args[i] = printable(s)
 		}
 	}
-	_, _ = fmt.Fprintf(a.stdout, format, args...)
+	a.write(fmt.Sprintf(format, args...))
 }

@@ -97,24 +97,50 @@ func runAgent(ctx context.Context, a *app, f runFlags, argv []string) error {
 	if err != nil {
 		return sealedFailure(a, err)
 	}
+	if err := a.present(ctx, engine); err != nil {
+		return runFailure(a, err)
+	}
 	enq, err := enqueue(ctx, engine, req)
 	if err != nil {
 		return runFailure(a, err)
 	}
+	return launch(ctx, a, engine, token, f, boot, req, ws, enq)
+}
+
+// launch starts the sandbox of a run that is enqueued, and waits for its end
+// unless it is detached.
+func launch(ctx context.Context, a *app, engine *vaultclient.Engine, token string, f runFlags, boot sealed.Boot, req sealed.EnqueueRequest, ws string, enq sealed.Enqueued) error {
+	giveUp := func(err error, why string) error {
+		cerr := engine.CloseRun(context.WithoutCancel(ctx), enq.Run, why)
+		if errors.Is(cerr, sealed.ErrConflict) { // the supervisor has said so already
+			cerr = nil
+		}
+		return errors.Join(err, cerr)
+	}
 	if err := a.showRun(enq, f); err != nil {
-		return errors.Join(err, engine.CloseRun(ctx, enq.Run, "every key was denied"))
+		return giveUp(err, "every key was denied")
+	}
+	if ctx.Err() != nil {
+		return sealedFailure(a, giveUp(fmt.Errorf("starting run %s: %w", enq.Run, ctx.Err()), "interrupted before it started"))
 	}
 	boot.Run, boot.Ticket = enq.Run, enq.Ticket
 	sup, err := startSupervisor(a, f)
 	if err != nil {
-		return sealedFailure(a, errors.Join(err, engine.CloseRun(ctx, enq.Run, "no supervisor")))
+		return sealedFailure(a, giveUp(err, "no supervisor"))
 	}
 	defer sup.close()
-	return sup.finish(a, f, runJob{
+	err = sup.finish(ctx, a, f, runJob{
 		Run: enq.Run, Agent: req.Agent, Boot: boot, Sandbox: req.Sandbox, Hosts: hostsOf(enq.Keys), ReadOnly: f.readOnly,
 		StateDir: a.stateDir(), Workspace: ws, Detached: f.detach,
 		TrustFile: a.trustFile, Libexec: a.libexec, VaultAddr: a.addr, CAFile: a.caFile, Mount: a.mount, Token: token,
 	})
+	var status *statusError
+	if err == nil || errors.As(err, &status) || f.detach && sup.waited {
+		a.presentAfter(ctx, engine)
+		return err
+	}
+	sup.close() // with the child, the sandbox ends
+	return sealedFailure(a, giveUp(err, sealed.CleanReason(err.Error())))
 }
 
 // sealedFailure reports err with status 125: the agent never ran, and its own
@@ -135,7 +161,7 @@ func runFailure(a *app, err error) error {
 
 // boot reads the input and makes the Boot document, without run and ticket.
 func (f runFlags) boot(a *app, argv []string) (sealed.Boot, error) {
-	b := sealed.Boot{Mode: f.mode, Argv: argv, Dir: "/workspace", Interactive: f.tty}
+	b := sealed.Boot{Mode: f.mode, Argv: argv, Dir: "/workspace", Interactive: f.tty, OneOutput: !f.detach && oneSink(a.stdout, a.stderr)}
 	if f.tty {
 		b.Rows, b.Cols = 24, 80
 		if in, ok := a.stdin.(*os.File); ok {
@@ -198,7 +224,7 @@ func (f runFlags) request(b sealed.Boot) (sealed.EnqueueRequest, string, error) 
 		ws, err = filepath.EvalSymlinks(ws)
 	}
 	if err != nil {
-		return r, "", fmt.Errorf("finding the workspace: %w", err)
+		return r, "", &hintError{err: fmt.Errorf("finding the workspace: %w", err), hint: "--workspace DIR, or --no-workspace for an empty one"}
 	}
 	r.WorkspaceDigest, err = workspace.Digest(ws)
 	return r, ws, err

@@ -52,6 +52,10 @@ func (a *app) runDir(id sealed.RunID) string { return filepath.Join(a.stateDir()
 // streams are read, so nothing that it wrote is missed.
 func (a *app) logs(ctx context.Context, dir string, follow bool) error {
 	streams := []*tail{{path: filepath.Join(dir, "stdout.log"), to: a.stdout}, {path: filepath.Join(dir, "stderr.log"), to: a.stderr}}
+	if oneSink(a.stdout, a.stderr) {
+		join := &lineJoin{to: a.stdout}
+		streams[0].to, streams[1].to = &lineEnd{join}, &lineEnd{join}
+	}
 	defer func() {
 		for _, t := range streams {
 			t.close()

@@ -2,13 +2,13 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -17,10 +17,24 @@ import (
 
 	"sealed.dev/sealed/internal/redact"
 	"sealed.dev/sealed/test/canary"
+	"sealed.dev/sealed/test/harness/require"
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"sealedctl": main})
+	testscript.Main(m, map[string]func(){"sealedctl": main, "sealedctl-loose": func() {
+		// main without tighten: the negative control.
+		os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	}, "talker": func() {
+		// talker kept|loose writes until its reader has gone, and then exits with 7.
+		if os.Args[1] == "kept" {
+			outlivePipe()
+		}
+		for {
+			if _, err := os.Stdout.WriteString("talk\n"); err != nil {
+				os.Exit(7)
+			}
+		}
+	}})
 }
 
 // TestScript runs what needs no server.
@@ -180,8 +194,5 @@ func cmdFlip(ts *testscript.TestScript, neg bool, args []string) {
 // need skips, or fails where the environment demands the real thing.
 func need(t *testing.T, what, reason string) {
 	t.Helper()
-	if slices.Contains(strings.Split(os.Getenv("SEALED_REQUIRE"), ","), what) {
-		t.Fatalf("%s required: %s", what, reason)
-	}
-	t.Skipf("%s: %s", what, reason)
+	require.Missing(t, what, reason)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -26,8 +27,9 @@ own. The source "builtin" always exists: it is the mount's own store.
 // sourceFlags are the flags of `source create`. The CA of a source is not
 // called --ca-file: that is the CA of the engine's own Vault everywhere.
 type sourceFlags struct {
-	kind, address, ca, path, namespace, credential string
-	replace                                        bool
+	kind, address, ca, path, namespace, region, credential string
+	auth                                                   sealed.SourceAuth
+	replace                                                bool
 }
 
 func newSourceCreateCmd(a *app) *cobra.Command {
@@ -39,25 +41,36 @@ login is read from a file or standard input and never shown again. Changing
 where a source points drops its login unless the same call brings a new one.
 
   sealedctl source create vault-kv --type vault-kv --address https://kv.example:8200 \
-      --source-ca kv-ca.pem --path secret --credential-file -`,
+      --source-ca kv-ca.pem --path secret --credential-file -
+
+The login is, by type and --auth-method: a Vault token (token), a secret id
+(approle, with the role id as --auth-role) or a JWT (jwt, with --auth-role); a
+Connect token; an access token of a Bitwarden machine account; a JSON object
+with access_key_id and secret_access_key (static) or a JWT (web_identity) for
+AWS; age or PGP private keys for SOPS.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return createSource(cmd.Context(), a, f, args[0]) },
 	}
 	fl := cmd.Flags()
-	fl.StringVar(&f.kind, "type", "", "builtin, vault-kv or vault-dynamic")
+	fl.StringVar(&f.kind, "type", "", strings.Join(sealed.SourceTypes, ", "))
 	fl.StringVar(&f.address, "address", "", "https://host:port of the source")
 	fl.StringVar(&f.ca, "source-ca", "", "PEM file: the only roots for the source (default: the system's)")
-	fl.StringVar(&f.path, "path", "", "path of the mount in the source")
+	fl.StringVar(&f.path, "path", "", "where in the source: a mount, a 1Password vault, a Bitwarden organization, a prefix, a directory")
 	fl.StringVar(&f.namespace, "namespace", "", "namespace in the source")
+	fl.StringVar(&f.region, "region", "", "region of AWS")
+	fl.StringVar(&f.auth.Method, "auth-method", "", "how the source logs in: token, approle, jwt; static, web_identity")
+	fl.StringVar(&f.auth.Mount, "auth-path", "", "path of the auth mount in the source")
+	fl.StringVar(&f.auth.Role, "auth-role", "", "role id, name or ARN of the role")
+	fl.StringVar(&f.auth.Address, "auth-address", "", "https:// of Bitwarden's identity service or of AWS STS")
 	fl.StringVar(&f.credential, "credential-file", "", "file with the source's login, - for standard input")
 	fl.BoolVar(&f.replace, "replace", false, "change a source that exists")
 	_ = cmd.MarkFlagRequired("type")
 	_ = cmd.RegisterFlagCompletionFunc("type", cobra.FixedCompletions(
-		[]string{sealed.SourceBuiltin, sealed.SourceVaultKV, sealed.SourceVaultDynamic}, cobra.ShellCompDirectiveNoFileComp))
+		sealed.SourceTypes, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
 func createSource(ctx context.Context, a *app, f sourceFlags, name string) error {
-	cfg := sealed.SourceConfig{Name: sealed.Name(name), Type: f.kind, Address: f.address, Mount: f.path, Namespace: f.namespace}
+	cfg := sealed.SourceConfig{Name: sealed.Name(name), Type: f.kind, Address: strings.TrimSuffix(f.address, "/"), Mount: f.path, Namespace: f.namespace, Region: f.region, Auth: f.auth}
 	if f.ca != "" {
 		pem, err := os.ReadFile(f.ca)
 		if err != nil {
@@ -107,10 +120,16 @@ func (a *app) showSource(ctx context.Context, e *vaultclient.Engine, name sealed
 	return a.print(s, func(w io.Writer) {
 		row(w, "name", s.Name)
 		row(w, "type", s.Type)
+		row(w, "kind", s.Kind())
+		row(w, "revocable", yesNo(s.Revocable()))
+		row(w, "renewable", yesNo(s.Renewable()))
 		if s.Type != sealed.SourceBuiltin {
 			row(w, "address", s.Address)
 			row(w, "path", s.Mount)
 			row(w, "namespace", s.Namespace)
+			row(w, "region", s.Region)
+			row(w, "login by", s.Auth.Method)
+			row(w, "login at", s.Auth.Address)
 			row(w, "own CA", yesNo(s.CA != ""))
 			row(w, "has login", yesNo(s.HasCredential))
 		}

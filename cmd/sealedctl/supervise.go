@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -27,13 +28,16 @@ func newSuperviseCmd(a *app) *cobra.Command {
 		Use: "supervise", Hidden: true, Args: cobra.NoArgs,
 		Short: "Own one run (started by sealedctl run)",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return superviseRun(cmd.Context(), a, os.NewFile(3, "job"), os.NewFile(4, "report"))
+			return superviseRun(cmd.Context(), a, inherited(3, "job"), inherited(4, "report"))
 		},
 	}
 }
 
 // superviseRun reads the job and owns the run to its end.
 func superviseRun(ctx context.Context, a *app, jobs *os.File, report *os.File) error {
+	stops, forget := stopRequests(ctx)
+	defer forget()
+	outlivePipe()
 	var job runJob
 	in := json.NewDecoder(jobs)
 	if err := in.Decode(&job); err != nil {
@@ -58,6 +62,7 @@ func superviseRun(ctx context.Context, a *app, jobs *os.File, report *os.File) e
 		_ = report.Close()
 	}
 	cfg.OnStart = func() { tell(nil) }
+	cfg.Signals = stops
 	// A signal asks first, which is supervise's affair; the end of ctx kills.
 	res, err := supervise.Run(context.WithoutCancel(ctx), cfg)
 	if !res.Finished || job.Boot.Mode == sealed.ModeSandboxed {
@@ -65,6 +70,22 @@ func superviseRun(ctx context.Context, a *app, jobs *os.File, report *os.File) e
 	}
 	tell(err) // after a start this writes to a closed pipe
 	return a.showResult(job.Run, res, err)
+}
+
+// outlivePipe keeps this process from being killed when its viewer goes, as
+// with `run | head`: the run and its log go on. The signal is caught and not
+// ignored, which the agent would inherit.
+func outlivePipe() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
+
+// stopRequests returns the signals that ask to stop, those included that ended
+// ctx before. The second one matters too: it means at once.
+func stopRequests(ctx context.Context) (c chan os.Signal, forget func()) {
+	c = make(chan os.Signal, 3)
+	signal.Notify(c, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	if ctx.Err() != nil && len(c) == 0 {
+		c <- syscall.SIGTERM
+	}
+	return c, func() { signal.Stop(c) }
 }
 
 // closeRun tells the engine that a run ended without a record of its own, so
@@ -145,6 +166,10 @@ func (a *app) showResult(run sealed.RunID, res supervise.Result, err error) erro
 	}
 	if res.Message != "" && res.Message != "exited" {
 		_, _ = fmt.Fprintf(a.stderr, "sealed: run %s: %s\n", run, printable(res.Message))
+		if !res.Finished && strings.HasPrefix(res.Message, "claiming run") {
+			// The engine tells the sandbox nothing; the operator may know.
+			_, _ = fmt.Fprintf(a.stderr, "  try: sealedctl audit query --run %s\n", run)
+		}
 	} else if !res.Finished && err == nil {
 		_, _ = fmt.Fprintf(a.stderr, "sealed: run %s ended without a record: %s\n", run, res.Reason)
 	}

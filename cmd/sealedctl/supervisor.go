@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"syscall"
+	"time"
 
 	"golang.org/x/term"
 
@@ -88,16 +88,18 @@ func startSupervisor(a *app, f runFlags) (*supervisor, error) {
 }
 
 // finish hands the run over and waits: for its end, or, detached, for its
-// start.
-func (s *supervisor) finish(a *app, f runFlags, job runJob) error {
-	if err := s.out.Encode(job); err != nil {
-		return sealedFailure(a, fmt.Errorf("talking to the supervisor: %w", err))
-	}
+// start. An error without a status means that the child did not end the run in
+// an orderly way, unless it is detached and runs (waited).
+func (s *supervisor) finish(ctx context.Context, a *app, f runFlags, job runJob) error {
 	if f.detach {
-		return s.detached(a, job.Run)
+		return s.detached(ctx, a, job)
+	}
+	forget := s.forward(ctx)
+	if err := s.out.Encode(job); err != nil {
+		forget()
+		return s.died(ctx, job.Run)
 	}
 	restore := rawTerminal(a, f.tty)
-	forget := s.forward()
 	err := s.cmd.Wait()
 	forget()
 	restore()
@@ -109,21 +111,29 @@ func (s *supervisor) finish(a *app, f runFlags, job runJob) error {
 	case errors.As(err, &exit) && exit.ExitCode() >= 0:
 		return &statusError{status: exit.ExitCode()}
 	}
-	return sealedFailure(a, fmt.Errorf("the supervisor of run %s has died", job.Run))
+	return s.died(ctx, job.Run)
+}
+
+// died says that the child ended without a status: killed, or interrupted
+// before it listened to signals.
+func (s *supervisor) died(ctx context.Context, run sealed.RunID) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("run %s was interrupted: %w", run, ctx.Err())
+	}
+	return fmt.Errorf("the supervisor of run %s has died", run)
 }
 
 // forward passes a request to stop on to the child, which asks the agent
 // first. The child is in a process group of its own, so that Ctrl-C on a
 // terminal arrives there once: twice would mean at once.
-func (s *supervisor) forward() (forget func()) {
-	c := make(chan os.Signal, 2)
-	signal.Notify(c, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+func (s *supervisor) forward(ctx context.Context) (forget func()) {
+	c, stop := stopRequests(ctx)
 	go func() {
 		for sig := range c {
 			_ = s.cmd.Process.Signal(sig) // fails when it has ended
 		}
 	}()
-	return func() { signal.Stop(c); close(c) }
+	return func() { stop(); close(c) }
 }
 
 // A startReport is the child's word that a detached run runs, or why not.
@@ -131,16 +141,23 @@ type startReport struct {
 	Error string `json:"error,omitempty"`
 }
 
-func (s *supervisor) detached(a *app, run sealed.RunID) error {
-	var r startReport
-	if err := s.in.Decode(&r); err != nil {
-		return sealedFailure(a, fmt.Errorf("the supervisor of run %s has died", run))
+func (s *supervisor) detached(ctx context.Context, a *app, job runJob) error {
+	if err := s.out.Encode(job); err != nil {
+		return s.died(ctx, job.Run)
 	}
-	if r.Error != "" {
-		return sealedFailure(a, errors.New(r.Error))
+	// Ctrl-C before the run runs ends it: close kills the child, and with it the
+	// sandbox.
+	defer context.AfterFunc(ctx, func() { _ = s.inFile.SetReadDeadline(time.Unix(1, 0)) })()
+	var r startReport
+	err := s.in.Decode(&r)
+	switch {
+	case err != nil:
+		return s.died(ctx, job.Run)
+	case r.Error != "":
+		return errors.New(r.Error)
 	}
 	s.waited = true
-	_, err := fmt.Fprintln(a.stdout, run)
+	_, err = fmt.Fprintln(a.stdout, job.Run)
 	return err
 }
 

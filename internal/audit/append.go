@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 )
 
 // A request is one call of Append. Whoever closes done has set the rest.
@@ -54,6 +55,10 @@ func (l *Log) append(ctx context.Context, events []Event) ([]Receipt, error) {
 	l.mu.Lock()
 	l.queue = append(l.queue, req)
 	l.mu.Unlock()
+	select {
+	case l.joined <- struct{}{}:
+	default:
+	}
 	return l.await(ctx, req)
 }
 
@@ -126,8 +131,33 @@ func (l *Log) next() []*request {
 	return batch
 }
 
+// gather lets appends that are on their way join the batch, at most
+// Config.Linger. When none is, it costs nothing.
+func (l *Log) gather() {
+	if l.cfg.Coming == nil || l.cfg.Coming() <= 0 {
+		return
+	}
+	again := time.NewTicker(l.cfg.Linger / 8) // who was coming may have turned back
+	defer again.Stop()
+	for ticks := 0; ticks < 8 && l.cfg.Coming() > 0 && l.queued() < l.cfg.MaxBatch; {
+		select {
+		case <-l.joined:
+		case <-again.C:
+			ticks++
+		}
+	}
+}
+
+// queued is how many calls wait.
+func (l *Log) queued() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.queue)
+}
+
 // lead writes one batch and then keeps house. The caller has the turn.
 func (l *Log) lead(ctx context.Context) {
+	l.gather()
 	batch := l.next()
 	if len(batch) == 0 {
 		return
@@ -138,9 +168,7 @@ func (l *Log) lead(ctx context.Context) {
 	for _, req := range batch {
 		close(req.done)
 	}
-	if err := l.keepHouse(ctx, lazyDeletes); err != nil {
-		l.cfg.Logger.WarnContext(ctx, "keeping the log's house failed; it is tried again before the next append", "error", err)
-	}
+	l.tidy(ctx)
 }
 
 // write commits the batch in as few journal objects as their limits allow, and

@@ -95,25 +95,42 @@ func (l *Log) newEntry(seq uint64, last time.Time, d draft) (entry, error) {
 	return entry{leaf: leaf, raw: raw, hash: tlog.RecordHash(raw), side: side}, nil
 }
 
+// soleFor is how long an acknowledged commit stands for the look at the next
+// key. See "Why it cannot fork" in DESIGN.md.
+const soleFor = time.Second
+
 // put writes c's journal object: the commit. Its key has not been written by this
 // process with any other value, and is empty unless another writer was here.
 // After an error c stays pending, and load settles what became of it.
 func (l *Log) put(ctx context.Context, c *commit) error {
 	key := journalKey(c.start)
-	there, err := l.storage.Get(ctx, key)
-	if err != nil {
-		return l.failed("checking for another writer", err)
-	}
-	if there != nil && !bytes.Equal(there, c.value) && !l.off.occupied {
-		return l.failed("checking for another writer", ErrConflict)
+	if !l.soleWriter() {
+		there, err := l.storage.Get(ctx, key)
+		if err != nil {
+			return l.failed("checking for another writer", err)
+		}
+		if there != nil && !bytes.Equal(there, c.value) && !l.off.occupied {
+			return l.failed("checking for another writer", ErrConflict)
+		}
 	}
 	l.pending = c
 	if err := l.storage.Put(ctx, key, c.value); err != nil {
 		return l.failed("committing to the log", err)
 	}
-	l.pending = nil
+	l.pending, l.sole = nil, l.wallTime()
 	return nil
 }
+
+// soleWriter reports whether this process has committed within soleFor, and
+// neither read storage again nor seen it fail since.
+func (l *Log) soleWriter() bool {
+	age := l.wallTime().Sub(l.sole)
+	return !l.sole.IsZero() && age >= 0 && age < soleFor
+}
+
+// wallTime is the time without its monotonic reading, which stands still while
+// a machine sleeps.
+func (l *Log) wallTime() time.Time { return l.cfg.Clock().Round(0) }
 
 // publish makes a durable commit visible.
 func (l *Log) publish(c *commit) {
@@ -129,6 +146,7 @@ func (l *Log) publish(c *commit) {
 	}
 	l.acked = acked{v.size, v.peaks.root()}
 	l.view.Store(&v)
+	l.commits.Add(1)
 }
 
 // account keeps the counts and the list of erasures to do.

@@ -56,6 +56,53 @@ func (l *Log) keepHouse(ctx context.Context, deletes int) error {
 	return nil
 }
 
+// tidy keeps house after a commit: here, or through Config.Later. The caller has
+// the turn.
+func (l *Log) tidy(ctx context.Context) {
+	if l.cfg.Later == nil {
+		l.warn(ctx, l.keepHouse(ctx, lazyDeletes))
+		return
+	}
+	if l.untidy() && !l.tidying.Swap(true) {
+		l.cfg.Later(l.tidyLater)
+	}
+}
+
+// tidyLater takes the turn for a step at a time, so that an append waits for one
+// step at most.
+func (l *Log) tidyLater() {
+	defer l.tidying.Store(false)
+	ctx, cancel := l.writeContext(context.Background())
+	defer cancel()
+	for range lazyDeletes {
+		if l.take(ctx) != nil {
+			return
+		}
+		err := l.keepHouse(ctx, 1)
+		more := err == nil && l.untidy()
+		l.release()
+		l.warn(ctx, err)
+		if !more {
+			return
+		}
+	}
+}
+
+// untidy reports whether keepHouse has something to do. The caller has the turn.
+func (l *Log) untidy() bool {
+	v := l.view.Load()
+	if l.dirty || v == nil {
+		return false
+	}
+	return len(l.erase) > 0 || v.size-v.folded >= tileWidth || (len(l.starts) > 1 && l.starts[1] <= v.folded)
+}
+
+func (l *Log) warn(ctx context.Context, err error) {
+	if err != nil {
+		l.cfg.Logger.WarnContext(ctx, "keeping the log's house failed; it is tried again after the next append", "error", err)
+	}
+}
+
 // makeRoom keeps the journal bounded even when housekeeping keeps failing.
 func (l *Log) makeRoom(ctx context.Context) error {
 	if v := l.view.Load(); v.size-v.folded < maxTail {

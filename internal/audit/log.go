@@ -33,6 +33,15 @@ type Config struct {
 	RunBudget    int              // entries of one run; 10,000
 	WriteTimeout time.Duration    // for one commit; 10 s
 	Logger       *slog.Logger     // hears of failed housekeeping; silent
+
+	// Coming says how many calls of Append are on their way: begun elsewhere, not
+	// yet here. While there are some, a writer lets them join its batch, at most
+	// Linger. It is called often, from any goroutine. Nil: nobody knows.
+	Coming func() int
+	Linger time.Duration // 5 ms
+	// Later runs housekeeping apart from the call of Append that found it due, and
+	// returns at once. Nil: that call does it before it returns.
+	Later func(func())
 }
 
 // An Event is one thing to log.
@@ -63,8 +72,12 @@ type Log struct {
 	view    atomic.Pointer[view] // nil before the first load
 	invalid atomic.Bool          // Reload was called: view may not be used
 
-	mu    sync.Mutex // guards queue, and is never held across I/O
-	queue []*request
+	mu     sync.Mutex // guards queue, and is never held across I/O
+	queue  []*request
+	joined chan struct{} // holds one token when the queue has grown
+
+	commits atomic.Uint64
+	tidying atomic.Bool // housekeeping is under way somewhere
 
 	// turn is the right to write: who has sent to it may use what is below.
 	turn chan struct{}
@@ -74,6 +87,7 @@ type Log struct {
 // writer is the state of whoever has the turn.
 type writer struct {
 	dirty   bool             // storage has failed: load before anything else
+	sole    time.Time        // when storage last proved that this process is the one that writes
 	pending *commit          // signed, but its write returned an error
 	starts  []int64          // of the journal objects in storage, ascending
 	counts  map[string]int64 // entries of runs that are not finished
@@ -112,10 +126,13 @@ func Open(ctx context.Context, storage Storage, signer note.Signer, cfg Config) 
 	if cfg.WriteTimeout <= 0 {
 		cfg.WriteTimeout = 10 * time.Second
 	}
+	if cfg.Linger <= 0 {
+		cfg.Linger = 5 * time.Millisecond
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	l := &Log{cfg: cfg, storage: storage, signer: signer, turn: make(chan struct{}, 1)}
+	l := &Log{cfg: cfg, storage: storage, signer: signer, turn: make(chan struct{}, 1), joined: make(chan struct{}, 1)}
 	if _, err := l.current(ctx); err != nil {
 		return nil, fmt.Errorf("opening log %s: %w", signer.Name(), err)
 	}
@@ -125,6 +142,9 @@ func Open(ctx context.Context, storage Storage, signer note.Signer, cfg Config) 
 // Reload drops what the log remembers of storage; the next call reads it again.
 // It does no I/O and waits for nothing, as Vault's Invalidate requires.
 func (l *Log) Reload(context.Context) { l.invalid.Store(true) }
+
+// Commits returns how many writes this Log has committed entries with.
+func (l *Log) Commits() uint64 { return l.commits.Load() }
 
 // current returns the state to read from, and loads it if there is none.
 func (l *Log) current(ctx context.Context) (*view, error) {
@@ -159,6 +179,7 @@ func (l *Log) ready(ctx context.Context) error {
 	if l.view.Load() != nil && !invalid && (!l.dirty || l.off.reload) {
 		return nil
 	}
+	l.sole = time.Time{}
 	if err := l.load(ctx); err != nil {
 		l.dirty = true
 		if invalid {
@@ -172,7 +193,7 @@ func (l *Log) ready(ctx context.Context) error {
 
 // failed marks the log dirty: after an error nobody knows what storage holds.
 func (l *Log) failed(doing string, err error) error {
-	l.dirty = true
+	l.dirty, l.sole = true, time.Time{}
 	return fmt.Errorf("%s: %w", doing, err)
 }
 

@@ -52,14 +52,17 @@ type Digest struct {
 
 // A Predicate is what a run left. It has names and digests, never a value. Times are UTC.
 type Predicate struct {
-	Run              string       `json:"run"`
-	Tenant           string       `json:"tenant"`
-	SPIFFEID         string       `json:"spiffe_id"`
-	Assurance        string       `json:"assurance"`
-	Isolation        string       `json:"isolation"`
-	Agent            Agent        `json:"agent"`
-	ManifestDigest   string       `json:"manifest_digest"` // hex SHA-256; equals the subject "run"
-	Bundle           Bundle       `json:"bundle"`
+	Run            string `json:"run"`
+	Tenant         string `json:"tenant"`
+	SPIFFEID       string `json:"spiffe_id"`
+	Assurance      string `json:"assurance"`
+	Isolation      string `json:"isolation"`
+	Agent          Agent  `json:"agent"`
+	ManifestDigest string `json:"manifest_digest"` // hex SHA-256; equals the subject "run"
+	Bundle         Bundle `json:"bundle"`
+	// RedactedInput is the digest of the redacted command and input that the
+	// engine keeps (sealed.RedactedInput); empty if the run handed in none.
+	RedactedInput    string       `json:"redacted_input,omitempty"`
 	Decisions        []Decision   `json:"decisions"`
 	Approvals        []Approval   `json:"approvals"`
 	Grants           []Grant      `json:"grants"`

@@ -66,7 +66,7 @@ func (s Server) build(ctx context.Context, cfg Config, path string) error {
 		return fmt.Errorf("building %s: %w", s.Name, err)
 	}
 	cfg.progress("building "+s.Name, 0, 0)
-	lock, err := lockFile(path + ".lock")
+	lock, err := lockFile(ctx, path+".lock", func() { cfg.progress("waiting for another build", 0, 0) })
 	if err != nil {
 		return fmt.Errorf("building %s: %w", s.Name, err)
 	}
@@ -111,7 +111,7 @@ func buildOwn(ctx context.Context, cfg Config, l layout) error {
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		return fmt.Errorf("building our programs: %w", err)
 	}
-	lock, err := lockFile(filepath.Join(out, ".lock"))
+	lock, err := lockFile(ctx, filepath.Join(out, ".lock"), nil)
 	if err != nil {
 		return fmt.Errorf("building our programs: %w", err)
 	}

@@ -74,7 +74,7 @@ type Config struct {
 	Dir string
 	// Identity is IdentityEmbedded (the default) or IdentitySPIRE.
 	Identity string
-	// CacheDir keeps built servers; empty means sealed below os.UserCacheDir.
+	// CacheDir keeps built servers; empty means CacheDir(os.Getenv).
 	CacheDir string
 	// Module is the directory of this repository; empty means that it is
 	// looked for from the working directory upwards, when it is needed.
@@ -145,11 +145,7 @@ func (c Config) withDefaults() (Config, error) {
 		return c, err
 	}
 	if c.CacheDir == "" {
-		cache, err := os.UserCacheDir()
-		if err != nil {
-			return c, fmt.Errorf("finding the cache directory: %w", err)
-		}
-		c.CacheDir = filepath.Join(cache, "sealed")
+		c.CacheDir = CacheDir(os.Getenv)
 	}
 	if len(c.Self) == 0 {
 		self, err := os.Executable()
@@ -159,6 +155,19 @@ func (c Config) withDefaults() (Config, error) {
 		c.Self = []string{self, "dev", "authority"}
 	}
 	return c, nil
+}
+
+// CacheDir is where built servers are kept: $SEALED_CACHE, or else sealed in
+// the user's cache directory.
+func CacheDir(getenv func(string) string) string {
+	if c := getenv("SEALED_CACHE"); c != "" {
+		return c
+	}
+	base := getenv("XDG_CACHE_HOME")
+	if base == "" {
+		base = filepath.Join(getenv("HOME"), ".cache")
+	}
+	return filepath.Join(base, "sealed")
 }
 
 // plainPath refuses characters that mean something in SPIRE's configuration
@@ -211,7 +220,7 @@ func Up(ctx context.Context, cfg Config) (*Stack, error) {
 	if err := l.make(); err != nil {
 		return nil, err
 	}
-	lock, err := lockFile(l.private("lock"))
+	lock, err := lockFile(ctx, l.private("lock"), func() { cfg.progress("waiting for another dev up or down of this stack", 0, 0) })
 	if err != nil {
 		return nil, err
 	}
@@ -229,7 +238,7 @@ func Up(ctx context.Context, cfg Config) (*Stack, error) {
 // Down stops the processes of the stack, the last started first, and keeps all
 // files: Up continues from them.
 func (s *Stack) Down(ctx context.Context) error {
-	lock, err := lockFile(s.l.private("lock"))
+	lock, err := lockFile(ctx, s.l.private("lock"), nil)
 	if err != nil {
 		return fmt.Errorf("stopping stack: %w", err)
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"sealed.dev/sealed/internal/sealed"
+	"sealed.dev/sealed/test/harness/require"
 )
 
 // TestMain lets the test binary be the authority's process, as sealedctl is
@@ -395,10 +396,7 @@ func TestParallel(t *testing.T) {
 // need skips, or fails where the environment demands the real thing.
 func need(t *testing.T, what, reason string) {
 	t.Helper()
-	if slices.Contains(strings.Split(os.Getenv("SEALED_REQUIRE"), ","), what) {
-		t.Fatalf("%s required: %s", what, reason)
-	}
-	t.Skipf("%s: %s", what, reason)
+	require.Missing(t, what, reason)
 }
 
 // realConfig is the configuration of a stack below a short directory, for

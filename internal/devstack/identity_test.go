@@ -21,6 +21,7 @@ import (
 	"sealed.dev/sealed/internal/sealed"
 	"sealed.dev/sealed/internal/vaultclient"
 	"sealed.dev/sealed/spire-attestor/registry"
+	"sealed.dev/sealed/test/harness/require"
 )
 
 // runUID is the uid of the sandboxes of these tests.
@@ -216,9 +217,7 @@ func TestUnprivileged(t *testing.T) {
 		unprivileged(t, dir)
 		return
 	}
-	if os.Geteuid() != 0 {
-		t.Skip("root starts this test under another uid; TestUpDown is the same without root")
-	}
+	require.Root(t, "it starts this test under another uid; TestUpDown is the same without root")
 	const uid = 54321
 	cfg := realConfig(t, IdentityEmbedded)
 	base := filepath.Dir(cfg.Dir)

@@ -1,8 +1,11 @@
 package devstack
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,21 +24,31 @@ func ownDirectory(path string) error {
 }
 
 // lockFile takes an exclusive lock that the kernel drops when the returned
-// file is closed or the process dies. It waits.
-func lockFile(path string) (*os.File, error) {
+// file is closed or the process dies. It waits for another holder until ctx
+// ends, and calls waiting once if it has to.
+func lockFile(ctx context.Context, path string, waiting func()) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("locking: %w", err)
 	}
-	for {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		if err != unix.EINTR {
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	for told := false; ; told = true {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if err != unix.EWOULDBLOCK && err != unix.EINTR {
 			break
 		}
+		if !told && waiting != nil {
+			waiting()
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(fmt.Errorf("waiting for %s, which another process holds: %w", path, ctx.Err()), f.Close())
+		case <-tick.C:
+		}
 	}
-	if err != nil {
-		_ = f.Close()
-		return nil, fmt.Errorf("locking %s: %w", path, err)
-	}
-	return f, nil
+	return nil, errors.Join(fmt.Errorf("locking %s: %w", path, err), f.Close())
 }

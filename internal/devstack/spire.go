@@ -10,6 +10,7 @@ import (
 	"strings"
 	"text/template"
 
+	debugv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/agent/debug/v1"
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
@@ -84,6 +85,7 @@ var agentTemplate = template.Must(template.New("agent.conf").Parse(`agent {
     server_address = "127.0.0.1"
     server_port = "{{.ServerPort}}"
     socket_path = "{{.WorkloadSocket}}"
+    admin_socket_path = "{{.Private}}/admin.sock"
     trust_domain = "{{.TrustDomain}}"
     trust_bundle_path = "{{.Private}}/bundle.pem"
     join_token = "{{.JoinToken}}"
@@ -192,15 +194,39 @@ func (b *bringUp) startSPIREAgent(ctx context.Context) error {
 	if err := writeTemplate(agentTemplate, files, conf); err != nil {
 		return err
 	}
-	// The agent opens its sockets after its first synchronization, that is,
-	// when it knows the entries; and its plug-in's before that.
-	err = b.start(ctx, "spire-agent", []string{b.agent.Path, "run", "-config", conf}, func(ctx context.Context) error {
-		return connects(ctx, b.l.workloadSocket())
-	})
+	err = b.start(ctx, "spire-agent", []string{b.agent.Path, "run", "-config", conf}, b.agentReady)
 	if err != nil {
 		return err
 	}
 	return writeFile(marker, []byte(programs), 0o600)
+}
+
+// agentReady fails until the agent holds an SVID for every entry. It opens its
+// sockets after its first synchronization, but the server answers that one from
+// a cache which may be older than the entries; until the next one it would tell
+// sandboxes that they have no identity.
+func (b *bringUp) agentReady(ctx context.Context) error {
+	if err := connects(ctx, b.l.workloadSocket()); err != nil {
+		return err
+	}
+	conn, err := grpc.NewClient("unix:"+b.l.private("spire", "admin.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return fmt.Errorf("dialing the agent: %w", err)
+	}
+	defer conn.Close()
+	return servesEntries(ctx, debugv1.NewDebugClient(conn), len(b.entries()))
+}
+
+// servesEntries fails unless the agent holds that many SVIDs.
+func servesEntries(ctx context.Context, agent debugv1.DebugClient, want int) error {
+	info, err := agent.GetInfo(ctx, &debugv1.GetInfoRequest{})
+	if err != nil {
+		return fmt.Errorf("asking the agent for its SVIDs: %w", err)
+	}
+	if have := int(info.GetCachedX509SvidsCount()); have < want {
+		return fmt.Errorf("the agent serves %d of %d entries: %w", have, want, sealed.ErrUnavailable)
+	}
+	return nil
 }
 
 // registerAgent makes a join token, replaces the entries by those whose parent

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"testing/iotest"
 )
 
 // masksOf returns what is masked when in is one closed stream.
@@ -219,5 +220,20 @@ func TestBlockingDestination(t *testing.T) {
 	}
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestReaderLastBytes reads a source that ends together with its last bytes, as request bodies do.
+func TestReaderLastBytes(t *testing.T) {
+	long := strings.Repeat("lorem ipsum ", 20000)
+	set := setOf(t, "K", alnumValue)
+	for _, steady := range []bool{false, true} {
+		r := NewReader(iotest.DataErrReader(strings.NewReader(long+alnumValue+long)), set, "test")
+		if steady {
+			r = NewSteadyReader(iotest.DataErrReader(strings.NewReader(long+alnumValue+long)), set, "test")
+		}
+		if got, err := io.ReadAll(r); string(got) != long+kMask+long || err != nil {
+			t.Errorf("steady %v: %d bytes, %v, want %d", steady, len(got), err, 2*len(long)+len(kMask))
+		}
 	}
 }

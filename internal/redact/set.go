@@ -64,6 +64,7 @@ type needles struct {
 	gen           uint64
 	exact, folded *index
 	pairs         *pairTable
+	spread        int // bytes that the longest form takes in a stream
 }
 
 // NewSet returns an empty set.
@@ -129,6 +130,7 @@ func (s *Set) compiled() (*needles, error) {
 
 func compile(vals []entry) *needles {
 	var exact, folded []pattern
+	spread := 0
 	for _, e := range vals {
 		for _, p := range formsOf(e.value) {
 			p.key = e.key
@@ -137,7 +139,10 @@ func compile(vals []entry) *needles {
 				exact = append(exact, p)
 			case !e.exact:
 				folded = append(folded, p)
+			default:
+				continue
 			}
+			spread = max(spread, p.spread())
 		}
 		if bytes.ContainsAny(e.value, "[]") { // as one of them ends or begins every piece that a mask completes
 			for _, m := range vals {
@@ -145,7 +150,7 @@ func compile(vals []entry) *needles {
 			}
 		}
 	}
-	return &needles{exact: newIndex(exact), folded: newIndex(folded)}
+	return &needles{exact: newIndex(exact), folded: newIndex(folded), spread: spread}
 }
 
 func check(key string, value []byte, o Options) error {

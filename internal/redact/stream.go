@@ -1,6 +1,7 @@
 package redact
 
 import (
+	"bytes"
 	"cmp"
 	"math"
 	"slices"
@@ -81,10 +82,19 @@ func (s *stream) feed(p []byte) error {
 	return nil
 }
 
-// lag is how many bytes a steady stream holds back: one less than the longest exact needle, and than the longest folded one with three bytes for each
-// character. That is enough for every byte of a value spelled as \u00NN, because the folded hex form has two characters for each byte.
-func (n *needles) lag() int64 {
-	return int64(max(n.exact.longest, 3*n.folded.longest, 1) - 1)
+// lag is how many bytes a steady stream holds back: one less than the longest form takes.
+func (n *needles) lag() int64 { return int64(max(n.spread, 1) - 1) }
+
+// spread returns how many bytes p takes in a stream: a folded needle three for each character, which is enough for every byte of a value spelled as \u00NN,
+// because the hex form has two characters for each byte; codes with a prefix or of three digits, half as much, which is as long.
+func (p pattern) spread() int {
+	switch {
+	case !p.folded:
+		return len(p.text)
+	case p.form == foldedPrefix+formDecimal || p.form == foldedPrefix+formHex && bytes.HasPrefix(p.text, []byte("0x")):
+		return len(p.text) * 3 / 2
+	}
+	return len(p.text) * 3
 }
 
 // read lets both lanes read what they have not read yet.

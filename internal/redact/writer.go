@@ -26,7 +26,7 @@ func NewWriter(dst io.Writer, set *Set, stream string) *Writer {
 // letter. A steady one tells nothing but whole matches:
 //
 //   - it always holds back the same number of bytes, until Close or EndRecord: one less than the longest form of a value, which is at most about
-//     twelve bytes for each byte of the longest value or piece of one. The number changes only when the set grows;
+//     six bytes for each byte of the longest value or piece of one. The number changes only when the set grows;
 //   - Flush does nothing;
 //   - a live partial match at the end goes out as it is and not as a mask.
 //
@@ -68,8 +68,8 @@ func (w *Writer) Write(p []byte) (int, error) {
 	}
 }
 
-// Flush passes on everything that is not part of a live match, which stays held; of a steady Writer it passes on nothing. A backspace after Flush can no longer mend a match that was broken before
-// it. Nothing calls Flush but the user of the Writer.
+// Flush passes on everything that is not part of a live match, which stays held. A backspace after Flush can no longer mend a match that was broken before
+// it. Nothing calls Flush but the user of the Writer. A steady Writer passes on nothing.
 func (w *Writer) Flush() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -79,8 +79,8 @@ func (w *Writer) Flush() error {
 	return w.do(w.s.flush)
 }
 
-// Close passes on what is held. A live match of at least min(8, half) bytes of a needle becomes a mask; a shorter one goes out as it is. Close does not
-// close dst. A second Close does nothing and returns nil.
+// Close passes on what is held. A live match of at least min(8, half) bytes of a needle becomes a mask, but not in a steady Writer; a shorter one goes out as
+// it is. Close does not close dst. A second Close does nothing and returns nil.
 func (w *Writer) Close() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()

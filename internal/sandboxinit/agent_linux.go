@@ -8,6 +8,7 @@ import (
 	"hash"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -47,6 +48,14 @@ func newStream(name string, dst io.Writer, set *redact.Set) *stream {
 
 func (s *stream) digest() string { return hex.EncodeToString(s.sum.Sum(nil)) }
 
+// aboveForkExec duplicates the measured executable to a number that ForkExec
+// leaves alone: between fork and exec it moves its status pipe and low
+// descriptors to the numbers right above those that it hands over, and would
+// put something else where the path points.
+func aboveForkExec(exe uintptr, handed []uintptr) (int, error) {
+	return unix.FcntlInt(exe, unix.F_DUPFD_CLOEXEC, int(slices.Max(handed))+16)
+}
+
 // start executes the measured descriptor. Redaction is armed by the caller
 // before; env is the agent's whole environment.
 func start(exe *executable, boot sealed.Boot, env []string, out, errOut *stream) (*agent, error) {
@@ -66,10 +75,17 @@ func start(exe *executable, boot sealed.Boot, env []string, out, errOut *stream)
 	}
 	// Both ways execute the measured file and not a path. A script's
 	// interpreter opens it again, so there it stays open as descriptor 3.
-	path := "/proc/self/fd/" + strconv.Itoa(int(exe.file.Fd()))
+	var path string
 	if exe.script {
 		fds = append(fds, exe.file.Fd())
 		path = "/proc/self/fd/3"
+	} else {
+		high, err := aboveForkExec(exe.file.Fd(), fds)
+		if err != nil {
+			return nil, fmt.Errorf("executing %q: %w", boot.Argv[0], err)
+		}
+		defer func() { _ = unix.Close(high) }()
+		path = "/proc/self/fd/" + strconv.Itoa(high)
 	}
 	attr := &syscall.ProcAttr{
 		Dir: boot.Dir, Env: env, Files: fds,
@@ -85,7 +101,10 @@ func start(exe *executable, boot sealed.Boot, env []string, out, errOut *stream)
 }
 
 // openStreams returns the agent's descriptors 0, 1, 2, and starts the pumps
-// that read their other ends.
+// that read their other ends. Output and error of a terminal, and of a run whose
+// output is shown in one place, are one stream with one redactor: pieces of a
+// value that alternate between the two meet there in the order in which they
+// are read (A11).
 func (a *agent) openStreams(boot sealed.Boot) (files, closeAfter []*os.File, err error) {
 	if boot.Interactive {
 		master, slave, err := pty.Open()
@@ -110,6 +129,10 @@ func (a *agent) openStreams(boot sealed.Boot) (files, closeAfter []*os.File, err
 		return nil, closeAfter, err
 	}
 	closeAfter = append(closeAfter, outW)
+	if boot.OneOutput {
+		a.pump(outR, a.stdout)
+		return []*os.File{inR, outW, outW}, closeAfter, nil
+	}
 	errR, errW, err := os.Pipe()
 	if err != nil {
 		return nil, closeAfter, err

@@ -71,7 +71,10 @@ type stage struct {
 }
 
 // play starts a command as init does, after Harden.
-func play(boot sealed.Boot, swap func(path string)) *stage {
+func play(boot sealed.Boot, swap func(path string)) *stage { return playTo(boot, swap, false) }
+
+// playTo is play with one sink for output and error, or two.
+func playTo(boot sealed.Boot, swap func(path string), one bool) *stage {
 	if os.Getpid() != 1 {
 		fail("not process 1")
 	}
@@ -95,8 +98,12 @@ func play(boot sealed.Boot, swap func(path string)) *stage {
 		fail("%v", err)
 	}
 	s := &stage{stdin: w}
+	errTo := &s.err
+	if one {
+		errTo = &s.out
+	}
 	s.runner = &runner{
-		set: set, stdout: newStream("stdout", &s.out, set), stderr: newStream("stderr", &s.err, set), stopped: make(chan string, 1),
+		set: set, stdout: newStream("stdout", &s.out, set), stderr: newStream("stderr", errTo, set), stopped: make(chan string, 1),
 		wall: 20 * time.Second,
 	}
 	s.agent, err = start(exe, boot, []string{"PATH=/usr/bin:/bin", "CANARY=" + valueCanary}, s.stdout, s.stderr)
@@ -132,6 +139,15 @@ func (ctxForever) Done() <-chan struct{}       { return nil }
 func (ctxForever) Err() error                  { return nil }
 func (ctxForever) Value(any) any               { return nil }
 
+// halves writes half of a value to output and half to error, which are shown in
+// one place.
+func halves(one bool) (t scene) {
+	b := shell(`printf %s "$CANARY" | cut -c1-20 | tr -d '\n'; sleep 0.1; printf '%sx.' "$(printf %s "$CANARY" | cut -c21-)" >&2; sleep 0.1; echo done`)
+	b.OneOutput = one
+	playTo(b, nil, true).end(&t, true, drainLimit)
+	return t
+}
+
 func shell(script string) sealed.Boot {
 	return sealed.Boot{Argv: []string{"/bin/sh", "-c", script}, Dir: "/"}
 }
@@ -155,8 +171,10 @@ var scenes = map[string]func(dir string) scene{
 	"redacted": func(string) scene {
 		return plain1(shell(`echo "v=$CANARY"; printf %s "$CANARY" | od -An -tx1 | tr -d ' \n' >&2; printf %s "$CANARY" | cut -c1-20 | tr -d '\n'; printf %s "$CANARY" | cut -c21-`))
 	},
-	"swapped binary": func(dir string) scene { return swapped(filepath.Join(dir, "tool")) },
-	"swapped script": func(dir string) scene { return swapped(filepath.Join(dir, "script")) },
+	"halves":              func(string) scene { return halves(true) },
+	"halves, control off": func(string) scene { return halves(false) },
+	"swapped binary":      func(dir string) scene { return swapped(filepath.Join(dir, "tool")) },
+	"swapped script":      func(dir string) scene { return swapped(filepath.Join(dir, "script")) },
 	"swapped, control off": func(dir string) scene { // executed by path
 		path := filepath.Join(dir, "tool")
 		swap(path)
@@ -272,6 +290,8 @@ func TestAgent(t *testing.T) {
 		"input":                exited(0, strings.Repeat("0123456789abcdef", 64<<10), "end\n"),
 		"input not read":       exited(0, "", ""),
 		"redacted":             exited(0, "v="+mask+"\n"+mask+"\n", mask),
+		"halves":               exited(0, mask+"x.done\n", ""),
+		"halves, control off":  exited(0, valueCanary[20:]+"x."+valueCanary[:20]+"done\n", ""),
 		"swapped binary":       exited(0, "measured\n", ""),
 		"swapped script":       exited(0, "script measured\n", ""),
 		"swapped, control off": exited(0, "swapped\n", ""),

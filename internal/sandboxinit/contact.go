@@ -24,6 +24,7 @@ type contact struct {
 	freeze  func(bool)
 	dead    func([]sealed.GrantID) // grants that were revoked
 	abort   func(reason string)
+	renewed func(sealed.KeyName) // a lease was; may be nil
 
 	mu   sync.Mutex
 	last time.Time // of the last answer
@@ -123,6 +124,9 @@ func (c *contact) keepLease(ctx context.Context, g *grant) {
 		switch {
 		case err == nil && got > 0:
 			ends = asked.Add(got)
+			if c.renewed != nil {
+				c.renewed(g.key)
+			}
 		case errors.Is(err, sealed.ErrUnavailable) && time.Until(ends) > 2*time.Second:
 		default:
 			pause(ctx, time.Until(ends))

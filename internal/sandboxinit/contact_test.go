@@ -2,6 +2,7 @@ package sandboxinit
 
 import (
 	"context"
+	"crypto/ed25519"
 	"net/http"
 	"slices"
 	"strings"
@@ -167,6 +168,9 @@ func TestOrders(t *testing.T) {
 				a.Order, a.Reason, a.Dead = sealed.OrderAbort, "revoked", []sealed.GrantID{"G"}
 			}
 		}, []deed{{0, "dead G"}, {0, "abort: revoked"}}},
+		"signed by another": {func(d *engineDouble) { // whatever it orders: no answer of the engine
+			d.watch = func(*sealed.WatchAnswer) { d.answerKey = ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)) }
+		}, []deed{{0, "abort: the engine no longer accepts this run"}}},
 		"denied":    {func(d *engineDouble) { d.before = onVerb("watch", 403) }, []deed{{0, "abort: the engine no longer accepts this run"}}},
 		"unknown":   {func(d *engineDouble) { d.before = onVerb("watch", 404) }, []deed{{0, "abort: the engine no longer accepts this run"}}},
 		"malformed": {func(d *engineDouble) { d.before = body("watch", `{"data":{"answer":"{"}}`) }, []deed{{0, "abort: the engine no longer accepts this run"}}},

@@ -12,7 +12,8 @@
 //  5. Fetch X509-SVID and JWT-SVID; log in to Vault over TLS pinned by the
 //     trust file; claim the run with fresh run keys.
 //  6. Check the engine's signed answer: it, not the launcher, decides.
-//  7. Issue what may be issued at once; arm the redactor; open the proxy.
+//  7. Issue what may be issued at once; arm the redactor; open the proxy;
+//     store command and input with the engine, redacted with those values.
 //  8. Start the agent from the descriptor that was measured.
 //  9. Watch: renew, freeze, stop. At the end kill every process, scan the
 //     workspace, sign the record, finish.
@@ -24,6 +25,9 @@
 // that the agent writes to its streams passes the redactor first.
 //
 // # What it does not guarantee
+//
+// Command and input are kept as they were redacted before the agent started: a
+// value that is granted later and was in them, too, stays there.
 //
 // With env delivery the agent holds the value, and can encode it in ways no
 // redactor knows. Under bubblewrap init and agent share a uid; what keeps the

@@ -35,7 +35,7 @@ func (r *runner) openProxy(ctx context.Context, token string) error {
 		Event: func(typ, key, detail string) {
 			r.events.add(sealed.RunEvent{Type: typ, Key: sealed.KeyName(key), Detail: detail})
 		},
-		Control: control.handler(), ControlToken: token, Hosts: boundHosts(a.Keys),
+		Redacted: r.traffic.add, Control: control.handler(), ControlToken: token, Hosts: boundHosts(a.Keys),
 	})
 	if err != nil {
 		return err
@@ -81,14 +81,15 @@ func (r *runner) finish(ctx context.Context, status int, reason string) error {
 	}
 	rec := &recorder{
 		session: r.session, measured: r.measured, logKey: r.trust.LogKey, started: r.started,
-		grants: r.keys.close(), exit: status, reason: reason, subjects: map[string]string{},
+		grants: r.keys.close(), exit: status, reason: reason, subjects: map[string]string{}, input: r.input.digest,
 	}
-	rec.counts = append(r.stdout.w.Counts(), r.stderr.w.Counts()...)
+	rec.counts = slices.Concat(r.input.counts, r.stdout.w.Counts(), r.stderr.w.Counts(), r.traffic.all())
 	for _, c := range rec.counts {
 		r.events.add(r.hit(c))
 	}
 	flagged := r.scanWorkspace(rec)
 	rec.subjects["stdout"], rec.subjects["stderr"] = r.stdout.digest(), r.stderr.digest()
+	r.events.settle()
 	if err := r.events.flush(ctx); err != nil {
 		r.warnings = append(r.warnings, "events not reported: "+sealed.CleanReason(err.Error()))
 	}
@@ -176,6 +177,7 @@ func (r *runner) abandon(ctx context.Context, cause error) error {
 	rec := &recorder{
 		session: r.session, measured: r.measured, logKey: r.trust.LogKey, started: r.started,
 		exit: exitStatus(cause), reason: "failed to start", subjects: map[string]string{}, warnings: r.warnings,
+		input: r.input.digest, counts: r.input.counts,
 	}
 	if r.keys != nil {
 		rec.grants = r.keys.history

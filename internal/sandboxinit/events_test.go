@@ -1,12 +1,16 @@
 package sandboxinit
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -111,5 +115,37 @@ func TestFailedReportKeepsCounts(t *testing.T) {
 	}
 	if got := sum([][]sealed.RunEvent{batches[1], batches[3]}); got != 301 {
 		t.Errorf("the engine counted %d", got)
+	}
+}
+
+// A lease that is renewed every half a minute is an entry an hour, and one at
+// the end; no renewal is lost.
+func TestRareEventsAreHourly(t *testing.T) {
+	d := newDouble(t)
+	s := d.session()
+	var l *eventLog
+	synctest.Test(t, func(t *testing.T) {
+		l = newEventLog(s)
+		c := &contact{session: s, dead: func([]sealed.GrantID) {}, renewed: func(k sealed.KeyName) {
+			l.addRare(sealed.RunEvent{Type: "lease.renewed", Key: k})
+		}}
+		ctx, cancel := context.WithTimeout(t.Context(), 150*time.Minute)
+		defer cancel()
+		go c.keepLease(ctx, &grant{id: "G", key: "API_KEY", lease: "L", ttl: time.Minute})
+		l.run(ctx)
+	})
+	l.settle()
+	if err := l.flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	batches := reported(t, d)
+	// The run may end while the last renewal is on its way.
+	if n := len(d.of("renew")); len(batches) != 3 || sum(batches) < n-1 || sum(batches) > n || n < 295 {
+		t.Errorf("%d renewals in reports %v", n, batches)
+	}
+	for _, b := range batches {
+		if len(b) != 1 || b[0].Type != "lease.renewed" || b[0].Key != "API_KEY" || !slices.Contains(sealed.RunEvents, b[0].Type) {
+			t.Errorf("reported %v", b)
+		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -31,6 +32,9 @@ func Harden(environ []string) error {
 	// signal stays ignored across execve(2), and the agent could not be
 	// interrupted. A fault of init's own is no such signal and still ends it.
 	signal.Notify(make(chan os.Signal, 1))
+	if err := ignoreUnhandled(); err != nil {
+		return err
+	}
 	if !ownExecutable() {
 		if err := undumpable(); err != nil {
 			return err
@@ -45,6 +49,21 @@ func Harden(environ []string) error {
 		return fmt.Errorf("refusing environment %s: %w", strings.Join(bad, ", "), sealed.ErrInvalid)
 	}
 	return closeForeign()
+}
+
+// ignoreUnhandled ignores the two signals for which the Go runtime installs no
+// handler, those of the C library's threads. For process 1 the kernel drops a
+// signal with the default action only while no thread blocks it; one that comes
+// while a thread is being made would end init.
+func ignoreUnhandled() error {
+	for _, sig := range []uintptr{32, 34} {
+		// struct sigaction of the kernel: handler SIG_IGN, no flags, restorer, mask.
+		act := [4]uintptr{1}
+		if _, _, e := unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&act)), 0, 8, 0, 0); e != 0 {
+			return fmt.Errorf("ignoring signal %d: %w", sig, e)
+		}
+	}
+	return nil
 }
 
 // divertStderr moves standard error to another descriptor, which it returns
@@ -73,14 +92,16 @@ func undumpable() error {
 	return nil
 }
 
-// ownExecutable reports whether init's executable belongs to the sandbox's own
-// uid. That is so only on a machine without root (isolation same_uid), where
-// the attestor runs as that uid too and can't see the descriptors of an
-// undumpable process. There init becomes undumpable after the claim; before
-// it, it holds no value, and the operator's uid can trace it either way.
+// ownExecutable reports whether init may read its own executable. A root-owned
+// one of mode 0711 it may not, and then the kernel has made the process
+// undumpable at execve(2) already. It may on a machine without root (isolation
+// same_uid), where the attestor runs as init's own uid and can't see the
+// descriptors of an undumpable process. There init becomes undumpable after the
+// claim; before it, it holds no value, and the operator's uid can trace it
+// either way. The owner's number would not tell: a uid that the namespace does
+// not map looks like uid 65534's own.
 func ownExecutable() bool {
-	var st unix.Stat_t
-	return unix.Stat("/proc/self/exe", &st) == nil && int(st.Uid) == os.Getuid()
+	return unix.Faccessat(unix.AT_FDCWD, "/proc/self/exe", unix.R_OK, 0) == nil
 }
 
 func foreignEnviron(environ []string) []string {

@@ -209,4 +209,9 @@ func TestAgentInheritsNoIgnoredSignal(t *testing.T) {
 			t.Errorf("the agent would ignore %v", s)
 		}
 	}
+	for _, s := range []int{32, 34} { // those without a handler of the runtime's; what the agent inherits, init has
+		if bits&(1<<(s-1)) == 0 {
+			t.Errorf("signal %d could end init", s)
+		}
+	}
 }

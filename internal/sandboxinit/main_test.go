@@ -7,17 +7,18 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"slices"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"sealed.dev/sealed/test/harness/require"
 )
 
 // children are what the test binary does when it is executed again: what
 // changes a whole process (a filter, a limit, being process 1) must not change
 // the one that runs the tests. Each prints one JSON document.
 var children = map[string]func(args []string) any{
+	"confess":          childConfess,
 	"harden":           childHarden,
 	"refuse":           childRefuse,
 	"signals":          childSignals,
@@ -78,16 +79,7 @@ func processOne(cmd *exec.Cmd) {
 // the environment requires them.
 func needNamespaces(t *testing.T) {
 	t.Helper()
-	cmd := exec.Command("/bin/true")
-	processOne(cmd)
-	err := cmd.Run()
-	switch {
-	case err == nil:
-	case slices.Contains(strings.Split(os.Getenv("SEALED_REQUIRE"), ","), "userns"):
-		t.Fatalf("no user and pid namespace: %v", err)
-	default:
-		t.Skipf("no user and pid namespace: %v", err)
-	}
+	require.UserNamespaces(t)
 }
 
 // fail ends a child with a message that runChild shows.

@@ -25,6 +25,7 @@ type recorder struct {
 	counts   []redact.Count
 	subjects map[string]string // name → SHA-256 in hex
 	warnings []string
+	input    sealed.Digest // of the redacted input; empty if there is none yet
 	exit     int
 	reason   string
 }
@@ -45,6 +46,7 @@ func (r *recorder) sign(ctx context.Context) ([]byte, error) {
 			Assurance: a.Assurance, Isolation: a.Isolation,
 			Agent:          audit.Agent{Name: string(a.Agent), ExeDigest: r.measured.ExeDigest, DefinitionDigest: string(a.DefinitionDigest)},
 			ManifestDigest: string(a.ManifestDigest),
+			RedactedInput:  string(r.input),
 			Bundle:         audit.Bundle{Digest: string(a.Bundle.Digest), Sequence: a.Bundle.Sequence},
 			Approvals:      []audit.Approval{}, Revocations: []audit.Revocation{},
 			ClaimCheckpoint: a.Checkpoint, FinishCheckpoint: head,

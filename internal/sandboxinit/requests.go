@@ -13,8 +13,10 @@ import (
 // that a person has to allow. Answers hold names, placeholders and handles,
 // never values. The proxy has checked token, Host and Origin already.
 type requests struct {
-	keys    *keyring
-	mu      sync.Mutex
+	keys *keyring
+	one  sync.Mutex // held through a request, I/O included: no two grants for one key
+
+	mu      sync.Mutex // guards pending; never held during I/O
 	pending map[sealed.KeyName]sealed.ApprovalID
 }
 
@@ -40,9 +42,12 @@ func (q *requests) list(w http.ResponseWriter, _ *http.Request) {
 	out := []keyState{}
 	for _, key := range q.keys.session.answer.Keys {
 		st := keyState{Key: key.Name, State: "available", Delivery: key.Delivery}
+		id, waits := q.waiting(key.Name)
 		switch {
 		case q.keys.live(key.Name):
 			st = q.granted(key)
+		case waits:
+			st.State, st.Approval = "pending", id
 		case key.Effect == sealed.EffectDeny:
 			st.State = "denied"
 		}
@@ -85,15 +90,34 @@ func (q *requests) ask(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// waiting is the approval that a key waits for, if it does.
+func (q *requests) waiting(key sealed.KeyName) (sealed.ApprovalID, bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	id, ok := q.pending[key]
+	return id, ok
+}
+
+// wait notes what a key waits for; "" is nothing.
+func (q *requests) wait(key sealed.KeyName, id sealed.ApprovalID) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if id == "" {
+		delete(q.pending, key)
+		return
+	}
+	q.pending[key] = id
+}
+
 // request asks the engine once per key for the decision, and from then on
 // only tries to issue: the engine refuses until the persons have agreed.
 func (q *requests) request(r *http.Request, key sealed.ClaimKey, reason string) (int, keyState) {
-	q.mu.Lock()
-	defer q.mu.Unlock() // one request at a time: no two grants for one key
+	q.one.Lock()
+	defer q.one.Unlock()
 	if q.keys.live(key.Name) {
 		return http.StatusOK, q.granted(key)
 	}
-	id, asked := q.pending[key.Name]
+	id, asked := q.waiting(key.Name)
 	if !asked {
 		a, err := q.keys.session.more(r.Context(), key.Name, reason)
 		if err != nil {
@@ -103,19 +127,19 @@ func (q *requests) request(r *http.Request, key sealed.ClaimKey, reason string) 
 			return http.StatusForbidden, keyState{Key: key.Name, State: "denied", Reasons: a.Reasons}
 		}
 		id = a.Approval
-		q.pending[key.Name] = id
+		q.wait(key.Name, id)
 	}
 	err := q.keys.issue(r.Context(), key)
 	switch {
 	case err == nil:
-		delete(q.pending, key.Name)
+		q.wait(key.Name, "")
 		return http.StatusOK, q.granted(key)
 	case errors.Is(err, sealed.ErrApprovalRequired):
 		return http.StatusAccepted, keyState{Key: key.Name, State: "pending", Approval: id}
 	case errors.Is(err, sealed.ErrUnavailable):
 		return failed(key.Name, err) // a yes that was given stays: ask for no other
 	}
-	delete(q.pending, key.Name)
+	q.wait(key.Name, "")
 	return failed(key.Name, err)
 }
 

@@ -165,6 +165,14 @@ func TestListKeys(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
+
+	d.before = func(w http.ResponseWriter, _ *http.Request, verb string, _ int) bool {
+		return verb == "creds" && refuse(w, http.StatusPreconditionRequired)
+	}
+	_, asked := r.ask("ASK")
+	if r.do(http.MethodGet, "/sealed/keys", "", &got); asked.Approval == "" || got[2].State != "pending" || got[2].Approval != asked.Approval {
+		t.Errorf("a key that waits is listed as %+v", got[2])
+	}
 }
 
 func TestMalformedRequests(t *testing.T) {

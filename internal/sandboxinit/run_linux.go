@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"sealed.dev/sealed/internal/redact"
 	"sealed.dev/sealed/internal/relay"
 	"sealed.dev/sealed/internal/sandboxinit/proxy"
@@ -49,6 +51,8 @@ type runner struct {
 	proxy    *proxy.Proxy
 	port     net.Listener
 	events   *eventLog
+	input    handedInput
+	traffic  tally
 	agent    *agent
 	started  time.Time
 	wall     time.Duration
@@ -79,7 +83,23 @@ func Main(environ []string, stdout, stderr io.Writer) int {
 		return exitStatus(err)
 	}
 	_, _ = fmt.Fprintf(stderr, "sealed: %s\n", sealed.CleanReason(err.Error()))
+	confess(err)
 	return exitStatus(err)
+}
+
+// confess tells the supervisor why init did not even start. Init has no
+// identity then and can't log it; the supervisor's entry about the end of the
+// run (run.closed) has the reason. Nothing secret was read yet: the message
+// names variables, never what they hold. A launcher that starts init in such
+// an environment may also drop the message. Then the entry has no reason, and
+// still nothing was claimed.
+func confess(cause error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	r := &runner{}
+	if r.openRelay(ctx) == nil {
+		r.tell(sealed.RelayControl{Type: "failed", Exit: exitStatus(cause), Message: sealed.CleanReason(cause.Error())})
+	}
 }
 
 func (r *runner) run(ctx context.Context) (int, error) {
@@ -129,16 +149,7 @@ func (r *runner) prepare(ctx context.Context) error {
 	if r.boot.Ticket != "" { // before it is sent: an answer may quote it
 		r.armOwn("ticket", r.boot.Ticket)
 	}
-	relayFile := os.NewFile(sealed.RelayFD, "relay")
-	conn, err := net.FileConn(relayFile)
-	_ = relayFile.Close()
-	if err != nil {
-		return fmt.Errorf("opening relay: %w", sealed.ErrUnavailable)
-	}
-	if r.relay, err = relay.NewClient(conn); err != nil {
-		return err
-	}
-	if r.control, err = r.relay.Control(ctx); err != nil {
+	if err := r.openRelay(ctx); err != nil {
 		return err
 	}
 	r.measured.TrustDigest, r.measured.InitVersion = digest, Version
@@ -148,6 +159,29 @@ func (r *runner) prepare(ctx context.Context) error {
 		r.measured.InputDigest = sealed.DigestOf(sealed.DomainInput, r.boot.Input)
 	}
 	return nil
+}
+
+// openRelay takes over the inherited relay and opens its control stream.
+func (r *runner) openRelay(ctx context.Context) error {
+	// Without a launcher the number may be that of the runtime's own poller.
+	var st unix.Stat_t
+	if err := unix.Fstat(sealed.RelayFD, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		return fmt.Errorf("opening relay: no socket was inherited: %w", sealed.ErrUnavailable)
+	}
+	file := os.NewFile(sealed.RelayFD, "relay")
+	if file == nil {
+		return fmt.Errorf("opening relay: %w", sealed.ErrUnavailable)
+	}
+	conn, err := net.FileConn(file)
+	_ = file.Close()
+	if err != nil {
+		return fmt.Errorf("opening relay: %w", sealed.ErrUnavailable)
+	}
+	if r.relay, err = relay.NewClient(conn); err != nil {
+		return err
+	}
+	r.control, err = r.relay.Control(ctx)
+	return err
 }
 
 // claim does step 5 and 6. The files are measured while identity and token
@@ -201,7 +235,7 @@ func (r *runner) armOwn(name, value string) {
 	}
 }
 
-// deliver does steps 7 and 8: keys, redactor, proxy, agent.
+// deliver does steps 7 and 8: keys, redactor, proxy, redacted input, agent.
 func (r *runner) deliver(startCtx, runCtx context.Context) error {
 	a := r.session.answer
 	r.warnings = append(r.warnings, a.Warnings...)
@@ -218,7 +252,7 @@ func (r *runner) deliver(startCtx, runCtx context.Context) error {
 	if err := r.openProxy(runCtx, token); err != nil {
 		return err
 	}
-	c := &contact{session: r.session, freeze: r.frozen, dead: keys.drop, abort: r.abort}
+	c := &contact{session: r.session, freeze: r.frozen, dead: keys.drop, abort: r.abort, renewed: r.renewed}
 	keys.proxy, keys.contact = r.proxy, c
 	missing, err := keys.issueAllowed(startCtx)
 	for _, m := range missing {
@@ -231,14 +265,22 @@ func (r *runner) deliver(startCtx, runCtx context.Context) error {
 	go c.run(runCtx)
 	go c.keepToken(runCtx)
 	go r.events.run(runCtx)
+	r.armAgent(token)
+	if err := r.handInput(startCtx); err != nil { // the log before the effect
+		return err
+	}
 	return r.startAgent(token)
 }
 
-func (r *runner) startAgent(token string) error {
+// armAgent arms the redactor with what only the agent of this run is given.
+func (r *runner) armAgent(token string) {
 	for _, p := range r.keys.placeholders {
 		r.armOwn("placeholder", p)
 	}
 	r.armOwn("agent-token", token)
+}
+
+func (r *runner) startAgent(token string) error {
 	env := environment{
 		proxy: "http://" + r.port.Addr().String(), token: token,
 		placeholders: r.keys.placeholders, answer: r.session.answer, term: r.boot.Interactive, values: r.keys.environ(),
@@ -275,6 +317,12 @@ func (r *runner) obey() {
 			time.AfterFunc(graceLimit, func() { r.abort("stopped by the operator") })
 		}
 	}
+}
+
+// renewed notes that a lease was renewed. The engine's lease handler does not
+// log it: Vault calls it with its state locked.
+func (r *runner) renewed(key sealed.KeyName) {
+	r.events.addRare(sealed.RunEvent{Type: "lease.renewed", Key: key})
 }
 
 func (r *runner) frozen(on bool) {

@@ -229,6 +229,13 @@ func (s *session) finish(ctx context.Context, record []byte, exit int) error {
 	return err
 }
 
+// hand stores a sealed.RedactedInput with the engine.
+func (s *session) hand(ctx context.Context, document string) error {
+	req := sealed.EventsRequest{Run: s.answer.Run, Path: s.path("events"), Events: []sealed.RunEvent{}, Input: document}
+	_, err := s.call(ctx, req.Path, req)
+	return err
+}
+
 func (s *session) report(ctx context.Context, events []sealed.RunEvent) error {
 	req := sealed.EventsRequest{Run: s.answer.Run, Path: s.path("events"), Events: events}
 	_, err := s.call(ctx, req.Path, req)

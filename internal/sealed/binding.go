@@ -117,3 +117,65 @@ func matchPath(pattern, p string) bool {
 	ok, err := path.Match(pattern, p)
 	return err == nil && ok
 }
+
+// Covers reports whether every request that o allows is one that b allows, with
+// the same header and format. It errs on the side of no.
+func (b Binding) Covers(o Binding) bool {
+	if b.Host != o.Host || b.Header != o.Header || b.Format != o.Format {
+		return false
+	}
+	for _, m := range o.Methods {
+		if !slices.Contains(b.Methods, m) {
+			return false
+		}
+	}
+	for _, p := range o.Paths {
+		if !slices.ContainsFunc(b.Paths, func(pattern string) bool { return coversPath(pattern, p) }) {
+			return false
+		}
+	}
+	return true
+}
+
+// Meet returns the binding of what both allow, and false if that is nothing. Of
+// two path patterns it keeps the one that the other covers.
+func (b Binding) Meet(o Binding) (Binding, bool) {
+	if b.Host != o.Host || b.Header != o.Header || b.Format != o.Format {
+		return Binding{}, false
+	}
+	out := b
+	out.Methods, out.Paths = nil, nil
+	for _, m := range b.Methods {
+		if slices.Contains(o.Methods, m) {
+			out.Methods = append(out.Methods, m)
+		}
+	}
+	for _, p := range b.Paths {
+		for _, q := range o.Paths {
+			low := p
+			switch {
+			case coversPath(q, p):
+			case coversPath(p, q):
+				low = q
+			default:
+				continue
+			}
+			if !slices.Contains(out.Paths, low) {
+				out.Paths = append(out.Paths, low)
+			}
+		}
+	}
+	return out, len(out.Methods) > 0 && len(out.Paths) > 0
+}
+
+// coversPath: the same pattern, everything below a literal prefix of it, or a
+// pattern that matches a literal path.
+func coversPath(pattern, p string) bool {
+	if pattern == p {
+		return true
+	}
+	if base, ok := strings.CutSuffix(pattern, "/**"); ok && !strings.Contains(base, "*") {
+		return strings.HasPrefix(p, base+"/")
+	}
+	return !strings.Contains(p, "*") && matchPath(pattern, p)
+}

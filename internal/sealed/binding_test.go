@@ -205,3 +205,35 @@ func FuzzValidateHost(f *testing.F) {
 		}
 	})
 }
+
+func TestCoversAndMeet(t *testing.T) {
+	b := func(methods, paths string) Binding {
+		return Binding{Host: "h", Methods: strings.Fields(methods), Paths: strings.Fields(paths), Header: "Authorization", Format: "{}"}
+	}
+	for _, c := range []struct {
+		a, b Binding
+		want string // methods and paths of what both allow
+	}{
+		{b("GET POST", "/**"), b("GET", "/repos/**"), "GET /repos/**"},
+		{b("GET", "/a/*"), b("GET", "/a/b /a/b/c"), "GET /a/b"},
+		{b("GET", "/a/*/c"), b("GET", "/a/b/*"), ""}, // overlap that no pattern of either says
+		{b("GET", "/a/**"), b("GET", "/ab"), ""},
+		{b("GET", "/a/**"), b("POST", "/a/**"), ""},
+		{b("GET", "/*/**"), b("GET", "/a/b"), "GET /a/b"},
+		{b("GET", "/a/**"), b("GET", "/a/*/c"), "GET /a/*/c"},
+	} {
+		got, ok := c.a.Meet(c.b)
+		text := strings.TrimSpace(strings.Join(got.Methods, " ") + " " + strings.Join(got.Paths, " "))
+		if ok != (c.want != "") || (ok && text != c.want) {
+			t.Errorf("%v and %v: got %q %v, want %q", c.a, c.b, text, ok, c.want)
+		}
+		if ok && (!c.a.Covers(got) || !c.b.Covers(got)) {
+			t.Errorf("%v is not covered by both", got)
+		}
+	}
+	other := b("GET", "/**")
+	other.Header = "X-Api-Key"
+	if _, ok := other.Meet(b("GET", "/**")); ok || other.Covers(b("GET", "/**")) {
+		t.Error("bindings with different headers have something in common")
+	}
+}

@@ -22,8 +22,12 @@ type Boot struct {
 	// HasInput distinguishes empty input from none.
 	HasInput    bool `json:"has_input,omitempty"`
 	Interactive bool `json:"interactive,omitempty"` // PTY; standard input is live
-	Rows        int  `json:"rows,omitempty"`
-	Cols        int  `json:"cols,omitempty"`
+	// OneOutput gives the agent one stream for standard output and error: both
+	// are shown in one place, and so are redacted as one, in the order in which
+	// they are read.
+	OneOutput bool `json:"one_output,omitempty"`
+	Rows      int  `json:"rows,omitempty"`
+	Cols      int  `json:"cols,omitempty"`
 }
 
 // MaxBoot bounds a Boot document, in bytes.

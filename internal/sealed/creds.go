@@ -130,6 +130,9 @@ type EventsRequest struct {
 	Run    RunID      `json:"run"`
 	Path   string     `json:"path"` // runs/<id>/events
 	Events []RunEvent `json:"events"`
+	// Input is a RedactedInput, its exact JSON text. It is sent once, before
+	// the agent starts; Events may be empty then.
+	Input string `json:"input,omitempty"`
 }
 
 // A RunEvent is aggregated by its first four fields.
@@ -142,7 +145,7 @@ type RunEvent struct {
 }
 
 // RunEvents are the types a run may report about itself.
-var RunEvents = []string{"redact.hit", "egress.denied", "egress.foreign_auth", "egress.allowed", "proxy.used", "env.refused", "workspace.quarantined", "env.injected", "proxy.frozen", "input.redacted"}
+var RunEvents = []string{"redact.hit", "egress.denied", "egress.foreign_auth", "egress.allowed", "proxy.used", "workspace.quarantined", "env.injected", "proxy.frozen", "lease.renewed"}
 
 // A FinishRequest ends a run. Record is the DSSE envelope of the run record.
 type FinishRequest struct {

@@ -30,6 +30,11 @@ const (
 	ReasonNoSuchKey   = "no_such_key"
 	ReasonChanged     = "profile_changed"
 	ReasonRunNotAlive = "run_not_alive"
+	// ReasonSourceLevel: the level that defines the key may not name its source.
+	ReasonSourceLevel = "source_level"
+	// ReasonCascade and why a key has ended (package cascade) make one code,
+	// such as cascade_tombstone.
+	ReasonCascade = "cascade_"
 )
 
 // The questions a bundle answers. Each is the document data.<question>.

@@ -16,19 +16,22 @@ type Domain string
 
 // The domains. A domain is never reused for another format.
 const (
-	DomainManifest   Domain = "sealed.manifest.v1"
-	DomainCommand    Domain = "sealed.command.v1"
-	DomainInput      Domain = "sealed.input.v1"
-	DomainAgent      Domain = "sealed.agent-definition.v1"
-	DomainKeySpec    Domain = "sealed.key.v1"
-	DomainApproval   Domain = "sealed.approval.v1"
-	DomainTicket     Domain = "sealed.ticket.v1"
-	DomainClaim      Domain = "sealed.claim.v1"
-	DomainRequest    Domain = "sealed.request.v1"
-	DomainAnswer     Domain = "sealed.answer.v1"
-	DomainTrust      Domain = "sealed.trust.v1"
-	DomainWorkspace  Domain = "sealed.workspace.v1"
-	DomainRevocation Domain = "sealed.revocation.v1"
+	DomainManifest  Domain = "sealed.manifest.v1"
+	DomainCommand   Domain = "sealed.command.v1"
+	DomainInput     Domain = "sealed.input.v1"
+	DomainAgent     Domain = "sealed.agent-definition.v1"
+	DomainKeySpec   Domain = "sealed.key.v1"
+	DomainApproval  Domain = "sealed.approval.v1"
+	DomainTicket    Domain = "sealed.ticket.v1"
+	DomainClaim     Domain = "sealed.claim.v1"
+	DomainRequest   Domain = "sealed.request.v1"
+	DomainAnswer    Domain = "sealed.answer.v1"
+	DomainTrust     Domain = "sealed.trust.v1"
+	DomainWorkspace Domain = "sealed.workspace.v1"
+	DomainRedacted  Domain = "sealed.redacted-input.v1"
+
+	// DomainEffectiveKey is for a key after the cascade.
+	DomainEffectiveKey Domain = "sealed.effective-key.v1"
 )
 
 // A Digest is a lower-case hex SHA-256. The zero value means "none".

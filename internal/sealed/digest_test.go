@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-var domains = []Domain{DomainManifest, DomainCommand, DomainInput, DomainAgent, DomainKeySpec, DomainApproval, DomainTicket, DomainClaim, DomainRequest, DomainAnswer, DomainTrust, DomainWorkspace, DomainRevocation}
+var domains = []Domain{DomainManifest, DomainCommand, DomainInput, DomainAgent, DomainKeySpec, DomainApproval, DomainTicket, DomainClaim, DomainRequest, DomainAnswer, DomainTrust, DomainWorkspace, DomainRedacted}
 
 func TestDigestOfSeparatesDomains(t *testing.T) {
 	seen := map[Digest]string{}

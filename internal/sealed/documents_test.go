@@ -50,10 +50,13 @@ func TestParseAgentDefinition(t *testing.T) {
 	}
 }
 
+// testLogKey is that of the example in golang.org/x/mod/sumdb/note.
+const testLogKey = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"
+
 func trustFile(change func(*TrustFile)) []byte {
 	t := TrustFile{
 		V: 1, Tenant: "acme", TrustDomain: "acme.example", VaultAddr: "https://vault.acme.example:8200", VaultCA: "pem", VaultMount: "sealed", AuthMount: "auth/jwt", AuthRole: "agent", Audience: "vault",
-		AnswerKey: base64.StdEncoding.EncodeToString(pub(testKey(1))), LogKey: "log", SPIFFESocket: "/run/spire.sock", UpstreamRoots: "pem",
+		AnswerKey: base64.StdEncoding.EncodeToString(pub(testKey(1))), LogKey: testLogKey, SPIFFESocket: "/run/spire.sock", UpstreamRoots: "pem",
 	}
 	if change != nil {
 		change(&t)
@@ -97,6 +100,13 @@ func TestParseTrustFile(t *testing.T) {
 		"short key":       {func(f *TrustFile) { f.AnswerKey = base64.StdEncoding.EncodeToString(make([]byte, 31)) }, "answer_key"},
 		"not base64":      {func(f *TrustFile) { f.AnswerKey = strings.Repeat("*", 44) }, "answer_key"},
 		"a private key":   {func(f *TrustFile) { f.AnswerKey = base64.StdEncoding.EncodeToString(testKey(1)) }, "answer_key"},
+		"no log key":      {func(f *TrustFile) { f.LogKey = "" }, "log_key"},
+		"log key, text":   {func(f *TrustFile) { f.LogKey = "log" }, "log_key"},
+		"other log":       {func(f *TrustFile) { f.LogKey = strings.Replace(testLogKey, "Peter", "peter", 1) }, "log_key"},
+		"other hash":      {func(f *TrustFile) { f.LogKey = strings.Replace(testLogKey, "c74f20a3", "c74f20a4", 1) }, "log_key"},
+		"no hash":         {func(f *TrustFile) { f.LogKey = strings.Replace(testLogKey, "c74f20a3+", "", 1) }, "log_key"},
+		"log's signer":    {func(f *TrustFile) { f.LogKey = "PRIVATE+KEY+" + testLogKey }, "log_key"},
+		"log key, long":   {func(f *TrustFile) { f.LogKey = testLogKey + "AAAA" }, "log_key"},
 		"hex, not base64": {func(f *TrustFile) { f.AnswerKey = strings.Repeat("ab", 32) }, "answer_key"},
 	} {
 		_, err := ParseTrustFile(trustFile(c.change))

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -86,8 +87,22 @@ type Profile struct {
 	Keys             map[KeyName]KeySpec `json:"keys"`
 }
 
-// A KeySpec says where a value comes from, who may use it, and how.
+// HigherRisk is the graver of two grades. An empty one says nothing; an unknown
+// one is the gravest, so that a policy gets to see and refuse it.
+func HigherRisk(a, b string) string {
+	grades := []string{"", RiskLow, RiskHigh, RiskCritical}
+	i, j := slices.Index(grades, a), slices.Index(grades, b)
+	if i < 0 || (j >= 0 && i >= j) {
+		return a
+	}
+	return b
+}
+
+// A KeySpec says where a value comes from, who may use it, and how. Without a
+// source it only narrows the key of another level: empty fields leave things
+// as they are. As a tombstone it removes the key, and all else is empty.
 type KeySpec struct {
+	Tombstone  bool       `json:"tombstone,omitempty"`
 	Source     Name       `json:"source"`
 	Ref        KeyRef     `json:"ref"`
 	Agents     []string   `json:"agents,omitempty"` // empty: nobody
@@ -162,12 +177,62 @@ func (p *Profile) normalize() error {
 }
 
 func (k *KeySpec) normalize(field string) error {
+	if k.Tombstone {
+		if !reflect.DeepEqual(*k, KeySpec{Tombstone: true}) {
+			return fieldErr(field+".tombstone", "a tombstone has no other field")
+		}
+		return nil
+	}
+	if err := k.validateLists(field); err != nil {
+		return err
+	}
+	for i := range k.Bindings {
+		if err := k.Bindings[i].normalize(fmt.Sprintf("%s.bindings[%d]", field, i)); err != nil {
+			return err
+		}
+	}
+	if k.Source == "" {
+		return k.validateNarrowing(field)
+	}
+	return k.normalizeDefinition(field)
+}
+
+// normalizeDefinition is for a key that says where its value comes from.
+func (k *KeySpec) normalizeDefinition(field string) error {
 	if _, err := ParseName(field+".source", string(k.Source)); err != nil {
 		return err
 	}
 	if k.Ref.Path == "" || strings.Contains(k.Ref.Path, "..") || strings.HasPrefix(k.Ref.Path, "/") || k.Ref.Version < 0 {
 		return fieldErr(field+".ref", "wants a relative path without .. and a version that is not negative")
 	}
+	if k.Risk == "" {
+		return fieldErr(field+".risk", "wants low, high or critical")
+	}
+	if k.Delivery == "" {
+		k.Delivery = DeliveryProxy
+	}
+	if k.Delivery == DeliveryProxy && len(k.Bindings) == 0 {
+		return fieldErr(field+".bindings", "delivery proxy needs at least one binding")
+	}
+	return k.normalizeTTL(field)
+}
+
+// validateNarrowing is for a key without a source.
+func (k *KeySpec) validateNarrowing(field string) error {
+	if k.Ref != (KeyRef{}) || k.AllowWeak {
+		return fieldErr(field+".source", "ref and allow_weak want a source")
+	}
+	if reflect.DeepEqual(*k, KeySpec{}) {
+		return fieldErr(field, "wants a source, something to narrow, or tombstone")
+	}
+	if k.TTL < 0 || k.MaxTTL < 0 || (k.TTL > 0 && k.TTL.Std() < 10*time.Second) || (k.MaxTTL > 0 && k.MaxTTL.Std() < 10*time.Second) {
+		return fieldErr(field+".ttl", "wants at least 10s")
+	}
+	return nil
+}
+
+// validateLists checks what definitions and narrowings have in common.
+func (k *KeySpec) validateLists(field string) error {
 	if err := validateNames(field+".agents", k.Agents, false); err != nil {
 		return err
 	}
@@ -177,24 +242,13 @@ func (k *KeySpec) normalize(field string) error {
 	if err := validateNames(field+".tags", k.Tags, false); err != nil {
 		return err
 	}
-	if !slices.Contains([]string{RiskLow, RiskHigh, RiskCritical}, k.Risk) {
+	if !slices.Contains([]string{"", RiskLow, RiskHigh, RiskCritical}, k.Risk) {
 		return fieldErr(field+".risk", "wants low, high or critical")
 	}
-	if k.Delivery == "" {
-		k.Delivery = DeliveryProxy
-	}
-	if !slices.Contains(deliveryOrder, k.Delivery) {
+	if k.Delivery != "" && !slices.Contains(deliveryOrder, k.Delivery) {
 		return fieldErr(field+".delivery", "wants proxy or env")
 	}
-	if k.Delivery == DeliveryProxy && len(k.Bindings) == 0 {
-		return fieldErr(field+".bindings", "delivery proxy needs at least one binding")
-	}
-	for i := range k.Bindings {
-		if err := k.Bindings[i].normalize(fmt.Sprintf("%s.bindings[%d]", field, i)); err != nil {
-			return err
-		}
-	}
-	return k.normalizeTTL(field)
+	return nil
 }
 
 func (k *KeySpec) normalizeTTL(field string) error {

@@ -2,13 +2,14 @@ package sealed
 
 import (
 	"slices"
+	"strings"
 	"time"
 )
 
 // Kinds of revocation.
 const (
 	RevokeKey      = "key"      // target: key name; optionally within a profile: team/x#KEY
-	RevokeProfile  = "profile"  // target: profile name, keys added later included
+	RevokeProfile  = "profile"  // target: profile name at any level, keys added later included
 	RevokeSource   = "source"   // target: source name
 	RevokeIdentity = "identity" // target: SPIFFE ID
 	RevokeRun      = "run"      // target: run id
@@ -48,7 +49,9 @@ type Subject struct {
 	Tenant   Name
 	Run      RunID
 	SPIFFEID string
-	Profile  ProfileName
+	// Profiles are the one that the run named and those that had a say about
+	// the key: revoking any of them covers it.
+	Profiles []ProfileName
 	Key      KeyName // empty when the run as a whole is meant
 	Source   Name
 }
@@ -63,11 +66,15 @@ func (r Revocation) Covers(s Subject) bool {
 	case RevokeIdentity:
 		return s.SPIFFEID != "" && r.Target == s.SPIFFEID
 	case RevokeProfile:
-		return s.Profile != "" && r.Target == string(s.Profile)
+		return r.Target != "" && slices.Contains(s.Profiles, ProfileName(r.Target))
 	case RevokeSource:
 		return s.Source != "" && r.Target == string(s.Source)
 	case RevokeKey:
-		return s.Key != "" && (r.Target == string(s.Key) || r.Target == string(s.Profile)+"#"+string(s.Key))
+		profile, key, within := strings.Cut(r.Target, "#")
+		if !within {
+			return s.Key != "" && r.Target == string(s.Key)
+		}
+		return s.Key != "" && key == string(s.Key) && slices.Contains(s.Profiles, ProfileName(profile))
 	}
 	return true // an unknown kind stops everything: fail closed
 }

@@ -7,9 +7,9 @@ import (
 )
 
 func TestCovers(t *testing.T) {
-	full := Subject{Tenant: "acme", Run: "01ARZ3NDEKTSV4RRFFQ69G5FAV", SPIFFEID: "spiffe://x/sealed/tenant/acme/agent/codex", Profile: "team/release", Key: "TOKEN", Source: "kv"}
+	full := Subject{Tenant: "acme", Run: "01ARZ3NDEKTSV4RRFFQ69G5FAV", SPIFFEID: "spiffe://x/sealed/tenant/acme/agent/codex", Profiles: []ProfileName{"team/release", "default"}, Key: "TOKEN", Source: "kv"}
 	run := full // the run as a whole, before any key
-	run.Key, run.Profile, run.Source = "", "", ""
+	run.Key, run.Profiles, run.Source = "", nil, ""
 	unclaimed := full
 	unclaimed.SPIFFEID = ""
 	cases := []struct {
@@ -20,7 +20,7 @@ func TestCovers(t *testing.T) {
 		{RevokeTenant, "acme", full, true}, {RevokeTenant, "acme", run, true}, {RevokeTenant, "acm", full, false}, {RevokeTenant, "ACME", full, false}, {RevokeTenant, "acmee", full, false},
 		{RevokeRun, string(full.Run), full, true}, {RevokeRun, string(full.Run), run, true}, {RevokeRun, "01ARZ3NDEKTSV4RRFFQ69G5FAW", full, false}, {RevokeRun, strings.ToLower(string(full.Run)), full, false},
 		{RevokeIdentity, full.SPIFFEID, full, true}, {RevokeIdentity, full.SPIFFEID, unclaimed, false}, {RevokeIdentity, full.SPIFFEID + "x", full, false}, {RevokeIdentity, "", unclaimed, false},
-		{RevokeProfile, "team/release", full, true}, {RevokeProfile, "team", full, false}, {RevokeProfile, "team/release2", full, false}, {RevokeProfile, "", run, false},
+		{RevokeProfile, "team/release", full, true}, {RevokeProfile, "default", full, true}, {RevokeKey, "default#TOKEN", full, true}, {RevokeProfile, "team", full, false}, {RevokeProfile, "team/release2", full, false}, {RevokeProfile, "", run, false},
 		{RevokeSource, "kv", full, true}, {RevokeSource, "kv2", full, false}, {RevokeSource, "", run, false},
 		{RevokeKey, "TOKEN", full, true}, {RevokeKey, "team/release#TOKEN", full, true}, {RevokeKey, "team/other#TOKEN", full, false}, {RevokeKey, "#TOKEN", full, false}, {RevokeKey, "TOKE", full, false},
 		{RevokeKey, "token", full, false}, {RevokeKey, "TOKEN", run, false}, {RevokeKey, "", run, false}, {RevokeKey, "#", run, false}, {RevokeKey, "team/release#", run, false},

@@ -149,7 +149,8 @@ type Manifest struct {
 	Workflow        Name          `json:"workflow,omitempty"`
 	WorkflowProven  bool          `json:"workflow_proven"`
 	Tags            []InputTag    `json:"tags,omitempty"`
-	Profiles        []ProfileRef  `json:"profiles,omitempty"`
+	Profile         ProfileName   `json:"profile,omitempty"`  // as asked for
+	Profiles        []ProfileRef  `json:"profiles,omitempty"` // the levels of the cascade that exist under that name
 	Keys            []ManifestKey `json:"keys,omitempty"`
 	CommandDigest   Digest        `json:"command_digest"`
 	InputDigest     Digest        `json:"input_digest,omitempty"`
@@ -158,6 +159,8 @@ type Manifest struct {
 	Bundle          BundleRef     `json:"bundle"`
 	Epoch           uint64        `json:"epoch"`
 	CreatedAt       time.Time     `json:"created_at"`
+	ReplayOf        RunID         `json:"replay_of,omitempty"` // the run that this one replays
+	ReplayAs        string        `json:"replay_as,omitempty"`
 }
 
 // A ProfileRef pins one version of a profile.
@@ -178,14 +181,19 @@ type BundleRef struct {
 // (Enqueued, the view of a run) and empty in the stored manifest: an approval
 // names the manifest's digest, so the manifest can't name the approval.
 type ManifestKey struct {
-	Name       KeyName    `json:"name"`
-	Origin     ProfileRef `json:"origin"`
-	SpecDigest Digest     `json:"spec_digest"`
-	Risk       string     `json:"risk"`
-	Delivery   Delivery   `json:"delivery"`
-	Bindings   []Binding  `json:"bindings,omitempty"`
-	Decision   Decision   `json:"decision"`
-	Approval   ApprovalID `json:"approval,omitempty"`
+	Name       KeyName      `json:"name"`
+	Origin     ProfileRef   `json:"origin"` // the level that defines it
+	NarrowedBy []ProfileRef `json:"narrowed_by,omitempty"`
+	SpecDigest Digest       `json:"spec_digest"` // of the key after the cascade
+	Source     Name         `json:"source,omitempty"`
+	Risk       string       `json:"risk"`
+	Delivery   Delivery     `json:"delivery"`
+	Bindings   []Binding    `json:"bindings,omitempty"`
+	Decision   Decision     `json:"decision"`
+	Approval   ApprovalID   `json:"approval,omitempty"`
+	// SourceVersion pins the version of the value, for a replay; 0: as the
+	// profile says.
+	SourceVersion int `json:"source_version,omitempty"`
 }
 
 // MarshalManifest returns the manifest's bytes and digest.

@@ -2,7 +2,9 @@ package sealed
 
 import (
 	"crypto/ed25519"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"strings"
 )
 
@@ -55,7 +57,24 @@ func ParseTrustFile(data []byte) (TrustFile, error) {
 	if _, err := t.AnswerPublicKey(); err != nil {
 		return t, err
 	}
+	if !noteVerifierKey(t.LogKey) {
+		return t, fieldErr("log_key", "wants the log's verifier key: name+hash+key, as the engine's config shows it")
+	}
 	return t, nil
+}
+
+// noteVerifierKey reports whether text is a verifier key of a signed note with
+// Ed25519 (C2SP signed-note): name ‖ + ‖ hash ‖ + ‖ base64(0x01 ‖ public key).
+// The hash is the first four bytes of SHA-256(name ‖ \n ‖ 0x01 ‖ public key) in hex.
+func noteVerifierKey(text string) bool {
+	name, rest, _ := strings.Cut(text, "+")
+	hash, encoded, _ := strings.Cut(rest, "+")
+	key, err := base64.StdEncoding.DecodeString(encoded)
+	if err != nil || name == "" || strings.ContainsAny(name, " \t\r\n") || len(key) != 1+ed25519.PublicKeySize || key[0] != 1 {
+		return false
+	}
+	sum := sha256.Sum256(append([]byte(name+"\n"), key...))
+	return hash == hex.EncodeToString(sum[:4])
 }
 
 // AnswerPublicKey returns the key that signs the engine's answers.

@@ -28,7 +28,7 @@ func upstream(t *testing.T, h http.HandlerFunc) (*source.Vault, sealed.SourceCon
 	t.Cleanup(srv.Close)
 	ca := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}))
 	cfg := sealed.SourceConfig{Name: "up", Type: sealed.SourceVaultKV, Address: srv.URL, CA: ca, Mount: "kv", Namespace: "ns"}
-	v, err := source.NewVault(cfg, secret.New([]byte("own-token")), false)
+	v, err := source.NewVault(cfg, secret.New([]byte("own-token")), false, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +105,7 @@ func TestTimeoutAndTrust(t *testing.T) {
 		t.Error(err)
 	}
 	cfg.CA = "" // the system's roots do not know this server
-	other, err := source.NewVault(cfg, secret.New([]byte("t")), false)
+	other, err := source.NewVault(cfg, secret.New([]byte("t")), false, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +127,7 @@ func TestNewVaultRefuses(t *testing.T) {
 	} {
 		cfg := good
 		tt.change(&cfg)
-		if _, err := source.NewVault(cfg, secret.New([]byte(tt.token)), false); !errors.Is(err, sealed.ErrInvalid) || strings.Contains(err.Error(), canary) {
+		if _, err := source.NewVault(cfg, secret.New([]byte(tt.token)), false, nil); !errors.Is(err, sealed.ErrInvalid) || strings.Contains(err.Error(), canary) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -30,7 +30,12 @@ const (
 func (o *owner) converse(_ context.Context, c *relay.Control) {
 	o.mu.Lock()
 	o.control = c
+	early := o.early
+	o.early = nil
 	o.mu.Unlock()
+	for _, msg := range early {
+		o.tell(msg)
+	}
 	for {
 		msg, err := c.Receive()
 		if err != nil {
@@ -70,10 +75,15 @@ func (o *owner) claimed() {
 	}
 }
 
-// tell sends a control message without waiting; init may be stuck.
+// tell sends a control message without waiting; init may be stuck. What comes
+// before init has opened the control stream waits for that: a request to stop
+// must not be lost. attend sends only a few such messages.
 func (o *owner) tell(msg sealed.RelayControl) {
 	o.mu.Lock()
 	c := o.control
+	if c == nil {
+		o.early = append(o.early, msg)
+	}
 	o.mu.Unlock()
 	if c == nil {
 		return
@@ -87,9 +97,7 @@ func (o *owner) tell(msg sealed.RelayControl) {
 
 // attend waits for the end, or brings it about, and returns its reason. When
 // it returns, every process of the sandbox is gone and its output is written.
-func (o *owner) attend(ctx context.Context) (string, error) {
-	signals, unsubscribe := o.signals()
-	defer unsubscribe()
+func (o *owner) attend(ctx context.Context, signals <-chan os.Signal) (string, error) {
 	parent, forget := o.watchParent()
 	defer forget()
 	reason, outputs, logErr := o.await(ctx, signals, parent)
@@ -101,18 +109,23 @@ func (o *owner) attend(ctx context.Context) (string, error) {
 	for ; outputs > 0; outputs-- {
 		logErr = errors.Join(logErr, <-o.outputs)
 	}
-	// Let the relay hand over what is left in the socket.
+	o.hearOut()
+	errs = append(errs, o.waitErr, logErr)
+	if err := errors.Join(errs...); err != nil {
+		return reason, fmt.Errorf("running sandbox: %w", err)
+	}
+	return reason, nil
+}
+
+// hearOut lets the relay of a sandbox that has ended hand over what is left in
+// the socket, and ends it.
+func (o *owner) hearOut() {
 	select {
 	case <-o.lost:
 	case <-time.After(drainGrace):
 	}
 	o.stop()
 	<-o.lost
-	errs = append(errs, o.waitErr, logErr)
-	if err := errors.Join(errs...); err != nil {
-		return reason, fmt.Errorf("running sandbox: %w", err)
-	}
-	return reason, nil
 }
 
 // await returns the reason of the end and how many copiers of output are still

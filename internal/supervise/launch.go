@@ -41,8 +41,9 @@ type owner struct {
 	mu      sync.Mutex
 	reg     Registration // nil without an identity
 	control *relay.Control
-	last    *sealed.RelayControl // "finished"
-	failure *sealed.RelayControl // "failed"
+	early   []sealed.RelayControl // sent before control was there
+	last    *sealed.RelayControl  // "finished"
+	failure *sealed.RelayControl  // "failed"
 }
 
 // words returns what init said about its end.
@@ -143,8 +144,7 @@ func (o *owner) admit(ctx context.Context) error {
 func (o *owner) abandon() error {
 	err := o.box.Kill()
 	<-o.exited
-	o.stop()
-	<-o.lost
+	o.hearOut()
 	return err
 }
 

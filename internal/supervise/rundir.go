@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -55,6 +56,12 @@ func ReadStatus(dir string) (Status, error) {
 
 // prepare allocates the uid, makes the run directory and copies the workspace.
 func (o *owner) prepare() error {
+	if err := installed("sealed-init", o.cfg.Init); err != nil {
+		return err
+	}
+	if err := installed("sealed", o.cfg.Command); err != nil {
+		return err
+	}
 	own := o.cfg.Sandbox.Isolation == sealed.IsolationOwnUID
 	mode := os.FileMode(0o700)
 	if own {
@@ -86,6 +93,25 @@ func (o *owner) prepare() error {
 		}
 	}
 	return o.copyIn()
+}
+
+// installed says plainly that a program of ours is not where it should be,
+// before anything is made for the run. An empty path is a program that the run
+// does without.
+func installed(name, path string) error {
+	if path == "" {
+		return nil
+	}
+	st, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s is missing: %s; build it with CGO_ENABLED=0 go build sealed.dev/sealed/cmd/%s: %w", name, path, name, sealed.ErrNotFound)
+	case err != nil:
+		return fmt.Errorf("looking for %s: %w", name, err)
+	case !st.Mode().IsRegular():
+		return fmt.Errorf("looking for %s: %s is not a regular file: %w", name, path, sealed.ErrInvalid)
+	}
+	return nil
 }
 
 // reachable checks what the run's uid, in nobody's group, needs to get at the

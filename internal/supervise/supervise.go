@@ -26,7 +26,8 @@
 // is the run directory, never used twice:
 //
 //	workspace/         the copy; mode 0700, of the run's uid; removed at the end
-//	stdout.log         standard output of init, as it came
+//	stdout.log         standard output of init, as it came; with Boot.OneOutput
+//	                   what the agent wrote to standard error, too
 //	stderr.log         standard error, bubblewrap's own complaints included
 //	status.json        a Status, replaced as a whole
 //	record.dsse.json   what init signed
@@ -143,7 +144,8 @@ type Result struct {
 // Result.Exit. A run that did not start leaves no sandbox behind.
 //
 // The end of ctx kills at once. A signal asks init first, and kills after
-// Grace or at the second signal. The wall time is like a signal, so that a
+// Grace or at the second signal; one that comes while the run starts counts as
+// soon as it has started. The wall time is like a signal, so that a
 // record can still be signed: at the latest Grace after it nothing is left.
 func Run(ctx context.Context, cfg Config) (Result, error) {
 	if err := cfg.validate(); err != nil {
@@ -151,6 +153,8 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 	}
 	o := &owner{cfg: cfg, started: time.Now()}
 	defer o.release()
+	signals, unsubscribe := o.signals() // now: a request to stop may come while it starts
+	defer unsubscribe()
 	if err := o.prepare(); err != nil {
 		return o.failed(err)
 	}
@@ -160,7 +164,7 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 	if o.cfg.OnStart != nil {
 		o.cfg.OnStart()
 	}
-	return o.finish(o.attend(ctx))
+	return o.finish(o.attend(ctx, signals))
 }
 
 func (c *Config) validate() error {
@@ -209,10 +213,15 @@ func (c *Config) identity() bool {
 	return c.Boot.Mode == sealed.ModeIdentity || c.Boot.Mode == sealed.ModeJIT
 }
 
-// failed reports a run that did not start.
+// failed reports a run that did not start, with what init said about it: it
+// may have refused its environment, and nobody else can log that.
 func (o *owner) failed(err error) (Result, error) {
-	if o.dir != "" {
-		err = errors.Join(err, o.removeCopy(), o.status(StateFailed, Result{Exit: sealed.ExitSealed}))
+	res := Result{Exit: sealed.ExitSealed, Dir: o.dir}
+	if _, said := o.words(); said != nil {
+		res.Message = sealed.CleanReason(said.Message)
 	}
-	return Result{Exit: sealed.ExitSealed, Dir: o.dir}, fmt.Errorf("starting run: %w", err)
+	if o.dir != "" {
+		err = errors.Join(err, o.removeCopy(), o.status(StateFailed, res))
+	}
+	return res, fmt.Errorf("starting run: %w", err)
 }

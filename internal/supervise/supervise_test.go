@@ -24,6 +24,7 @@ import (
 	"sealed.dev/sealed/internal/sandbox/local"
 	"sealed.dev/sealed/internal/sandbox/sandboxtest"
 	"sealed.dev/sealed/internal/sealed"
+	"sealed.dev/sealed/test/harness/require"
 )
 
 const (
@@ -59,18 +60,11 @@ type stage struct {
 
 func newStage(t *testing.T) *stage {
 	t.Helper()
-	if _, err := os.Stat("/usr/bin/bwrap"); err != nil {
-		if strings.Contains(os.Getenv("SEALED_REQUIRE"), "bwrap") {
-			t.Fatal("bwrap is required")
-		}
-		t.Skip("bwrap is not installed")
-	}
+	require.Bubblewrap(t)
 	shared := os.Getenv(operatorEnv)
 	s := &stage{dir: sandboxtest.OpenDir(t)}
 	if shared == "" {
-		if os.Getuid() != 0 {
-			t.Skip("needs root; the operator's half is started by it")
-		}
+		require.Root(t, "the operator's half is started by it")
 		sandboxtest.BuildProbe(t, s.dir)
 		s.writeTrust(t)
 	} else {
@@ -103,6 +97,7 @@ func (s *stage) writeTrust(t *testing.T) {
 	b, err := json.Marshal(sealed.TrustFile{
 		V: 1, Tenant: "acme", TrustDomain: "test.example", VaultAddr: "https://127.0.0.1:8200", VaultCA: "pem", VaultMount: "sealed",
 		AuthMount: "jwt", AuthRole: "r", Audience: "a", AnswerKey: base64.StdEncoding.EncodeToString(pub), SPIFFESocket: socket, UpstreamRoots: "pem",
+		LogKey: "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW",
 	})
 	must(t, err)
 	must(t, os.WriteFile(filepath.Join(s.dir, "trust.json"), b, 0o644))
@@ -371,6 +366,22 @@ func TestStopInTime(t *testing.T) {
 	}
 }
 
+// TestStopAtOnce: a request to stop that comes before init can hear it is kept
+// until it can, and init ends the run in an orderly way.
+func TestStopAtOnce(t *testing.T) {
+	s := newStage(t)
+	cfg := s.config("echo")
+	sig := make(chan os.Signal, 1)
+	cfg.Signals, cfg.Grace = sig, time.Minute
+	sig <- syscall.SIGTERM
+	began := time.Now()
+	res, err := Run(t.Context(), cfg)
+	must(t, err)
+	if took := time.Since(began); res.Exit != 128+15 || !res.Finished || took > 30*time.Second {
+		t.Errorf("%+v after %v", res, took)
+	}
+}
+
 func TestInteractive(t *testing.T) {
 	s := newStage(t)
 	cfg := s.config("echo")
@@ -439,9 +450,7 @@ func TestNotStarted(t *testing.T) {
 
 func TestUnreachableState(t *testing.T) {
 	s := newStage(t)
-	if os.Getuid() != 0 {
-		t.Skip("only with a uid of its own")
-	}
+	require.Root(t, "only with a uid of its own")
 	cfg := s.config("hold")
 	must(t, os.Mkdir(s.dir+"/closed", 0o700))
 	cfg.StateDir = s.dir + "/closed/state"
@@ -452,6 +461,35 @@ func TestUnreachableState(t *testing.T) {
 	cfg.UIDs = UIDRange{}
 	if _, err := Run(t.Context(), cfg); !errors.Is(err, sealed.ErrInvalid) {
 		t.Errorf("root without a range of uids: %v", err)
+	}
+}
+
+// TestNotInstalled: a program of ours that is not there is named, with what to
+// do, whatever else is wrong with the path, and nothing is made for the run.
+func TestNotInstalled(t *testing.T) {
+	s := newStage(t)
+	must(t, os.Mkdir(s.dir+"/folder", 0o755))
+	for name, tc := range map[string]struct {
+		change func(*Config)
+		want   string
+		is     error
+	}{
+		"no sealed-init":          {func(c *Config) { c.Init = s.dir + "/libexec/sealed-init" }, "sealed-init is missing: " + s.dir + "/libexec/sealed-init; build it with ", sealed.ErrNotFound},
+		"no sealed command":       {func(c *Config) { c.Command = s.dir + "/sealed" }, "sealed is missing: ", sealed.ErrNotFound},
+		"sealed-init is a folder": {func(c *Config) { c.Init = s.dir + "/folder" }, "is not a regular file", sealed.ErrInvalid},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := s.config("hold")
+			cfg.StateDir = s.dir + "/absent-state"
+			tc.change(&cfg)
+			res, err := Run(t.Context(), cfg)
+			if !errors.Is(err, tc.is) || !strings.Contains(err.Error(), tc.want) || strings.Contains(err.Error(), "reach below") || res.Dir != "" {
+				t.Errorf("%+v, %v", res, err)
+			}
+			if _, err := os.Stat(cfg.StateDir); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("something was made: %v", err)
+			}
+		})
 	}
 }
 
@@ -543,9 +581,7 @@ func killOwner(t *testing.T, s *stage, bwrap string, uid int) []int {
 
 func TestOwnerKilled(t *testing.T) {
 	s := newStage(t)
-	if os.Getuid() != 0 {
-		t.Skip("survivors are found by their uid, which needs one of its own")
-	}
+	require.Root(t, "survivors are found by their uid, which needs one of its own")
 	if left := killOwner(t, s, "/usr/bin/bwrap", 798100); len(left) > 0 {
 		t.Errorf("survivors: %v", left)
 	}

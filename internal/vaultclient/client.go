@@ -214,13 +214,26 @@ func edge(doing, path string, err error) error {
 		// No answer: refused, reset, timed out, or a certificate we don't trust.
 		return fmt.Errorf("%s %s: %w: %w", doing, path, sealed.ErrUnavailable, err)
 	}
-	said := strings.Join(resp.Errors, "; ")
-	// Vault frames a plug-in's error as a list of one.
-	said = strings.TrimPrefix(strings.TrimSpace(said), "1 error occurred:\n\t* ")
+	said := plain(resp.Errors)
 	if said == "" {
 		said = http.StatusText(resp.StatusCode)
 	}
-	return fmt.Errorf("%s %s: %s: %w", doing, path, said, sentinel(resp.StatusCode))
+	kind := sentinel(resp.StatusCode)
+	said = strings.TrimSuffix(said, ": "+kind.Error()) // the engine ends with it too
+	return fmt.Errorf("%s %s: %s: %w", doing, path, said, kind)
+}
+
+// plain is one line of what Vault said. Vault frames errors as a list: "2 errors
+// occurred:" and then a line with a bullet for each.
+func plain(errs []string) string {
+	var out []string
+	for line := range strings.Lines(strings.Join(errs, "\n")) {
+		line = strings.TrimPrefix(strings.TrimSpace(line), "* ")
+		if line != "" && !strings.HasSuffix(line, " occurred:") {
+			out = append(out, line)
+		}
+	}
+	return strings.Join(out, "; ")
 }
 
 func sentinel(status int) error {

@@ -46,7 +46,7 @@ func TestEnginePaths(t *testing.T) {
 		"PUT runs/" + string(run) + "/close":                                func(e *Engine) error { return e.CloseRun(ctx, run, "r") },
 		"DELETE sources/kv?force=true":                                      func(e *Engine) error { return e.DeleteSource(ctx, "kv", true) },
 		"DELETE sources/kv":                                                 func(e *Engine) error { return e.DeleteSource(ctx, "kv", false) },
-		"DELETE profiles/user/a/b":                                          func(e *Engine) error { return e.DeleteProfile(ctx, "user", "a/b") },
+		"DELETE profiles/user/a/b":                                          func(e *Engine) error { return e.DeleteProfile(ctx, "user", "a/b", false) },
 		"GET secrets/ci?list=true":                                          func(e *Engine) error { _, err := e.Secrets(ctx, "ci"); return err },
 		"PUT revocations/X/lift":                                            func(e *Engine) error { return e.LiftRevocation(ctx, "X", "r") },
 		"GET log/entries?from=7&run=" + string(run):                         func(e *Engine) error { _, _, err := e.LogEntries(ctx, LogFilter{From: 7, Run: run}); return err },

@@ -12,9 +12,27 @@ import (
 
 // A RunFilter narrows a list of runs. The zero value lists the newest 100.
 type RunFilter struct {
-	State string
-	After sealed.RunID // only older ones, to page on
-	Limit int          // 0: the engine's default
+	State, Agent, Profile, Workflow, Tag string
+	Requester                            string // name, entity id or person
+	Since, Until                         time.Time
+	After                                sealed.RunID // only older ones, to page on
+	Limit                                int          // 0: the engine's default
+}
+
+func (f RunFilter) query() map[string]string {
+	q := map[string]string{
+		"state": f.State, "agent": f.Agent, "profile": f.Profile, "workflow": f.Workflow, "tag": f.Tag,
+		"requester": f.Requester, "after": string(f.After),
+	}
+	for name, at := range map[string]time.Time{"since": f.Since, "until": f.Until} {
+		if !at.IsZero() {
+			q[name] = at.UTC().Format(time.RFC3339Nano)
+		}
+	}
+	if f.Limit > 0 {
+		q["limit"] = strconv.Itoa(f.Limit)
+	}
+	return q
 }
 
 // A RunSummary is one run in a list.
@@ -25,11 +43,14 @@ type RunSummary struct {
 	Mode      string             `json:"mode"`
 	Profile   sealed.ProfileName `json:"profile,omitempty"`
 	Workflow  sealed.Name        `json:"workflow,omitempty"`
+	Tags      []sealed.Name      `json:"tags,omitempty"`
 	Requester string             `json:"requester"`
 	CreatedAt time.Time          `json:"created_at"`
+	ReplayOf  sealed.RunID       `json:"replay_of,omitempty"`
 }
 
-// A Run is all that the engine shows of one run: names, digests and states.
+// A Run is all that the engine shows of one run: names, digests and states, and
+// the redacted command and input.
 type Run struct {
 	ID             sealed.RunID                 `json:"id"`
 	State          string                       `json:"state"`
@@ -41,6 +62,11 @@ type Run struct {
 	History        []RunChange                  `json:"history"`
 	Grants         []RunGrant                   `json:"grants"`
 	Approvals      map[sealed.ApprovalID]string `json:"approvals"` // state by id
+	// Input is the command and input as init redacted them, checked against
+	// InputDigest. Nil before the agent has started, without an identity, and
+	// once it was erased.
+	Input       *sealed.RedactedInput `json:"redacted_input,omitempty"`
+	InputDigest sealed.Digest         `json:"redacted_input_digest,omitempty"`
 }
 
 // A RunChange is one line of a run's history.
@@ -59,6 +85,7 @@ type RunGrant struct {
 	Outcome   string            `json:"outcome,omitempty"`
 	Delivery  sealed.Delivery   `json:"delivery"`
 	Approval  sealed.ApprovalID `json:"approval,omitempty"`
+	Version   int               `json:"version,omitempty"` // of the value at its source; 0: not known
 	CreatedAt time.Time         `json:"created_at"`
 	ChangedAt time.Time         `json:"changed_at"`
 }
@@ -80,11 +107,7 @@ func (e *Engine) Enqueue(ctx context.Context, r sealed.EnqueueRequest) (sealed.E
 
 // Runs lists runs, newest first.
 func (e *Engine) Runs(ctx context.Context, filter RunFilter) ([]RunSummary, error) {
-	query := map[string]string{"state": filter.State, "after": string(filter.After)}
-	if filter.Limit > 0 {
-		query["limit"] = strconv.Itoa(filter.Limit)
-	}
-	ids, info, err := e.list(ctx, query, "runs")
+	ids, info, err := e.list(ctx, filter.query(), "runs")
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +152,29 @@ func (e *Engine) Run(ctx context.Context, id sealed.RunID) (Run, error) {
 			return Run{}, err
 		}
 	}
-	return r, nil
+	return r, f.redactedInput(&r)
+}
+
+// redactedInput decodes the redacted command and input, if there is one, after
+// comparing its bytes with the digest.
+func (f fields) redactedInput(r *Run) error {
+	text, err := f.text("redacted_input")
+	if err != nil || text == "" {
+		return err
+	}
+	digest, err := f.text("redacted_input_digest")
+	if err != nil {
+		return err
+	}
+	if r.InputDigest = sealed.Digest(digest); sealed.DigestOf(sealed.DomainRedacted, []byte(text)) != r.InputDigest {
+		return fmt.Errorf("reading answer of %s: the redacted input does not have its digest: %w", f.path, sealed.ErrInvalid)
+	}
+	in, err := sealed.ParseRedactedInput(text)
+	if err != nil {
+		return fmt.Errorf("reading answer of %s: %w", f.path, err)
+	}
+	r.Input = &in
+	return nil
 }
 
 // manifest decodes the manifest after comparing its bytes with the digest.

@@ -25,6 +25,21 @@ func (c *Client) Capabilities(ctx context.Context, paths []string) (map[string][
 	return out, nil
 }
 
+// Entity returns the entity id of the client's own token; a token without one
+// is sealed.ErrDenied.
+func (c *Client) Entity(ctx context.Context) (string, error) {
+	const path = "auth/token/lookup-self"
+	data, err := c.Read(ctx, path, nil)
+	if err != nil {
+		return "", err
+	}
+	id, err := fields{path, data}.text("entity_id")
+	if err == nil && id == "" {
+		err = fmt.Errorf("reading %s: the token has no entity: %w", path, sealed.ErrDenied)
+	}
+	return id, err
+}
+
 // PluginVersion returns the running version and the type of a mount, from what
 // every token may ask. A mount that is not there is sealed.ErrDenied, as Vault
 // has it.

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"sealed.dev/sealed/test/harness/require"
 )
 
 func must(t testing.TB, err error) {
@@ -110,9 +112,7 @@ func TestDigest(t *testing.T) {
 }
 
 func TestDigestRefusesDevices(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root, to make a device")
-	}
+	require.Root(t, "to make a device")
 	dir := t.TempDir()
 	must(t, syscall.Mknod(dir+"/null", syscall.S_IFCHR|0o666, 1<<8|3))
 	if _, err := Digest(dir); !errors.Is(err, ErrDevice) {

@@ -3,14 +3,18 @@ package attack
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"regexp"
 	"strings"
 	"sync"
 	"testing"
+	"testing/fstest"
+	"time"
 
 	"sealed.dev/sealed/internal/sealed"
 	"sealed.dev/sealed/internal/vaultclient"
+	"sealed.dev/sealed/rego"
 	"sealed.dev/sealed/test/attack/guest"
 	"sealed.dev/sealed/test/canary"
 	"sealed.dev/sealed/test/harness"
@@ -21,8 +25,8 @@ func (w *world) guest(t *testing.T, profile string) (*guest.Guest, sealed.Enqueu
 	t.Helper()
 	q, r, _ := w.enqueue(t, profile, "/bin/true")
 	g, err := w.forge.Arrive(t.Context(), q.Run, agentName)
-	must(t, err)
-	must(t, g.Claim(t.Context(), q.Ticket, guest.Measure(r), nil))
+	harness.Must(t, err)
+	harness.Must(t, g.Claim(t.Context(), q.Ticket, guest.Measure(r), nil))
 	return g, q
 }
 
@@ -68,7 +72,7 @@ func (w *world) pending(t *testing.T, g *guest.Guest, idem string) sealed.Approv
 // vote says yes as a user, to what is shown or else to another digest.
 func (w *world) vote(t *testing.T, user string, id sealed.ApprovalID, digest *sealed.Digest) {
 	t.Helper()
-	must(t, tryVote(t, w.Engine(t, user), id, digest))
+	harness.Must(t, tryVote(t, w.Engine(t, user), id, digest))
 }
 
 func tryVote(t *testing.T, e *vaultclient.Engine, id sealed.ApprovalID, digest *sealed.Digest) error {
@@ -91,8 +95,8 @@ func TestE18ReplayedApproval(t *testing.T) {
 	id := w.pending(t, g, "first-0000000001")
 	w.vote(t, "approver", id, nil)
 	grant, err := g.Creds(t.Context(), "KEY", "first-0000000002")
-	must(t, err)
-	must(t, g.Confirm(t.Context(), grant))
+	harness.Must(t, err)
+	harness.Must(t, g.Confirm(t.Context(), grant))
 	if v, err := g.Reveal(grant); err != nil || v != c.Value {
 		t.Errorf("control: the approved credential is not the value: %v", err)
 	}
@@ -123,6 +127,69 @@ func TestE18ReplayedApproval(t *testing.T) {
 			t.Errorf("control: the run that was approved: %v", err)
 		}
 	})
+}
+
+// E18: a yes to one key is none to another of the same run, and none at all
+// once its time is over.
+func TestE18AnotherKeyAndExpired(t *testing.T) {
+	w := get(t)
+	ctx := t.Context()
+	t.Run("another key of the same run", func(t *testing.T) {
+		keys := map[sealed.KeyName]sealed.KeySpec{}
+		for _, name := range []sealed.KeyName{"KEY", "OTHER"} {
+			_, path := w.plant(t, string(name))
+			spec := harness.Key(path, []string{string(agentName)}, binding("api.test"))
+			spec.Risk = sealed.RiskHigh
+			keys[name] = spec
+		}
+		profile := w.Name("attack/two")
+		w.Profile(t, harness.Profile1(profile, keys))
+		g, _ := w.guest(t, profile)
+		id := w.pending(t, g, "two-keys-0000001")
+		w.vote(t, "approver", id, nil)
+		if _, err := g.Creds(ctx, "OTHER", "two-keys-0000002"); !errors.Is(err, sealed.ErrApprovalRequired) || approvalID(err) == id {
+			t.Errorf("issue: %v", err)
+		}
+		if _, err := g.Creds(ctx, "KEY", "two-keys-0000003"); err != nil {
+			t.Errorf("control: the key that was approved: %v", err)
+		}
+	})
+	const limit = 6 * time.Second
+	w.next(t, shortApprovals(t, limit))
+	for _, late := range []bool{true, false} {
+		t.Run(map[bool]string{true: "after its time", false: "control: within it"}[late], func(t *testing.T) {
+			g, _ := w.asker(t, sealed.RiskHigh)
+			id := w.pending(t, g, "expired-00000001")
+			w.vote(t, "approver", id, nil)
+			if late {
+				time.Sleep(limit + 100*time.Millisecond) // the limit is the thing under test
+			}
+			_, err := g.Creds(ctx, "KEY", "expired-00000002")
+			if late == (err == nil) || late && approvalID(err) == id {
+				t.Errorf("issue: %v", err)
+			}
+		})
+	}
+}
+
+// shortApprovals is the default policy with another lifetime of approvals.
+func shortApprovals(t *testing.T, ttl time.Duration) fs.FS {
+	t.Helper()
+	out, changed := fstest.MapFS{}, false
+	harness.Must(t, fs.WalkDir(rego.FS(), ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		b, err := fs.ReadFile(rego.FS(), path)
+		text := strings.ReplaceAll(string(b), `"ttl": 900}`, fmt.Sprintf(`"ttl": %d}`, int(ttl.Seconds())))
+		changed = changed || text != string(b)
+		out[path] = &fstest.MapFile{Data: []byte(text)}
+		return err
+	}))
+	if !changed {
+		t.Fatal("the default policy does not give approvals 900 s")
+	}
+	return out
 }
 
 // E19: what is approved is the object shown: another digest is refused, and a
@@ -172,7 +239,7 @@ func TestE19AlteredAfterApproval(t *testing.T) {
 func TestE20WhoApproves(t *testing.T) {
 	w := get(t)
 	root, err := w.Root()
-	must(t, err)
+	harness.Must(t, err)
 	t.Run("the requester", func(t *testing.T) {
 		g, _ := w.asker(t, sealed.RiskHigh)
 		id := w.pending(t, g, "self-00000000001")
@@ -234,37 +301,37 @@ func TestE20WhoApproves(t *testing.T) {
 func (w *world) person(t *testing.T, person, group string, policies ...string) *vaultclient.Engine {
 	t.Helper()
 	root, err := w.Root()
-	must(t, err)
+	harness.Must(t, err)
 	ctx, name, password := t.Context(), w.Name("attacker"), w.Name("password-of-a-test-")
 	write := func(path string, data map[string]any) {
 		t.Helper()
 		_, err := root.Write(ctx, path, data)
-		must(t, err)
+		harness.Must(t, err)
 	}
 	write("auth/userpass/users/"+name, map[string]any{"password": password, "token_policies": policies, "token_ttl": "1h"})
 	write("identity/entity/name/"+name, map[string]any{"metadata": map[string]string{"person": person}})
 	entity, err := root.Read(ctx, "identity/entity/name/"+name, nil)
-	must(t, err)
+	harness.Must(t, err)
 	auths, err := root.Read(ctx, "sys/auth", nil)
-	must(t, err)
+	harness.Must(t, err)
 	accessor := auths["userpass/"].(map[string]any)["accessor"]
 	write("identity/entity-alias", map[string]any{"name": name, "canonical_id": entity["id"], "mount_accessor": accessor})
 	if group != "" {
 		g, err := root.Read(ctx, "identity/group/name/"+group, nil)
-		must(t, err)
+		harness.Must(t, err)
 		members, _ := g["member_entity_ids"].([]any)
 		write("identity/group/name/"+group, map[string]any{"member_entity_ids": append(members, entity["id"])})
 	}
 	c, err := root.WithToken("")
-	must(t, err)
+	harness.Must(t, err)
 	l, err := c.Login(ctx, "auth/userpass/login/"+name, map[string]any{"password": password})
-	must(t, err)
+	harness.Must(t, err)
 	c, err = c.WithToken(string(l.Token))
-	must(t, err)
+	harness.Must(t, err)
 	return c.Engine(w.Status.Mount)
 }
 
-// E21: many issues at once on one approval.
+// E21: a thousand issues at once on one approval give one credential.
 func TestE21ManyIssuesOneApproval(t *testing.T) {
 	w := get(t)
 	g, _ := w.asker(t, sealed.RiskHigh)
@@ -275,7 +342,7 @@ func TestE21ManyIssuesOneApproval(t *testing.T) {
 		mu     sync.Mutex
 		grants = map[sealed.GrantID]int{}
 	)
-	for i := range 200 {
+	for i := range 1000 {
 		all.Go(func() {
 			grant, err := g.Creds(t.Context(), "KEY", fmt.Sprintf("many-%011d", 100+i))
 			mu.Lock()
@@ -312,7 +379,7 @@ func TestR11UnprovenWorkflow(t *testing.T) {
 	w.Profile(t, p)
 	args := shell(name, "echo got ${#KEY}", "--no-workspace", "--workflow", "release")
 	token, err := w.token(t, "outsider@acme.example", "", "sealed-operator")
-	must(t, err)
+	harness.Must(t, err)
 	r := w.Ctl(t, harness.Caller{User: "-", Env: []string{"VAULT_TOKEN=" + token}}, args...).Want(t, sealed.ExitDenied)
 	if !strings.Contains(r.Stderr, "workflow_unproven") && !strings.Contains(r.Stderr, "requester_not_allowed") {
 		t.Errorf("stderr: %s", r.Stderr)

@@ -30,7 +30,7 @@ func TestC14MemoryOfSealedctl(t *testing.T) {
 			st := p.Status(t)
 			for what, pid := range map[string]int{"sealedctl": p.PID(), "the supervisor": st.PID, "bubblewrap": parent(t, st.InitPID)} {
 				hits, err := canary.ScanProcess(pid, proxied.c, held.c)
-				must(t, err)
+				harness.Must(t, err)
 				if len(hits) > 0 {
 					t.Errorf("%s holds a value: %v", what, hits)
 				}
@@ -39,7 +39,7 @@ func TestC14MemoryOfSealedctl(t *testing.T) {
 				var hits []canary.Hit
 				for _, pid := range children(t, st.InitPID) {
 					found, err := canary.ScanProcess(pid, held.c)
-					must(t, err)
+					harness.Must(t, err)
 					hits = append(hits, found...)
 				}
 				if len(hits) == 0 {
@@ -48,7 +48,7 @@ func TestC14MemoryOfSealedctl(t *testing.T) {
 			})
 			t.Run("control: the scan finds the value in init", func(t *testing.T) {
 				hits, err := canary.ScanProcess(st.InitPID, proxied.c, held.c)
-				must(t, err)
+				harness.Must(t, err)
 				if !slices.ContainsFunc(hits, func(h canary.Hit) bool { return h.Canary == "PROXIED" }) {
 					t.Errorf("only %v", hits)
 				}
@@ -80,10 +80,10 @@ func (w *world) plantBoth(t *testing.T) (proxied, held planted) {
 func parent(t *testing.T, pid int) int {
 	t.Helper()
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	must(t, err)
+	harness.Must(t, err)
 	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
 	n, err := strconv.Atoi(f[1])
-	must(t, err)
+	harness.Must(t, err)
 	return n
 }
 
@@ -132,7 +132,7 @@ func TestC01C02OtherUserLooksIntoSandbox(t *testing.T) {
 			t.Errorf("another user gets at process %d by %s", pid, way)
 		}
 		b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
-		must(t, err)
+		harness.Must(t, err)
 		if hits := canary.Scan("cmdline", b, held.c); len(hits) > 0 {
 			t.Error(hits)
 		}
@@ -206,40 +206,43 @@ func TestC17C18LauncherEnvironment(t *testing.T) {
 	})
 }
 
+// startInit starts sealed-init in a sandbox by hand, with an environment, and
+// nothing that it needs.
+func (w *world) startInit(t *testing.T, env ...string) (output string, exit int) {
+	t.Helper()
+	args := []string{"--unshare-user", "--unshare-pid", "--unshare-net", "--as-pid-1", "--die-with-parent", "--clearenv",
+		"--ro-bind", "/usr", "/usr", "--proc", "/proc", "--dev", "/dev", "--ro-bind", w.Status.InitPath, "/init"}
+	for _, e := range env {
+		name, v, _ := strings.Cut(e, "=")
+		args = append(args, "--setenv", name, v)
+	}
+	cmd := exec.Command("bwrap", append(args, "--", "/init")...)
+	cmd.Env, cmd.Dir, cmd.SysProcAttr = []string{}, "/", credential(790000)
+	out, err := cmd.CombinedOutput()
+	if cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return string(out), cmd.ProcessState.ExitCode()
+}
+
 // C18, R18: with any of these variables, put there by a launcher of his own,
 // init refuses to start, before it has read anything.
 func TestC18PlantedVariable(t *testing.T) {
 	w := get(t)
-	start := func(t *testing.T, env ...string) (string, int) {
-		t.Helper()
-		args := []string{"--unshare-user", "--unshare-pid", "--unshare-net", "--as-pid-1", "--die-with-parent", "--clearenv",
-			"--ro-bind", "/usr", "/usr", "--proc", "/proc", "--dev", "/dev", "--ro-bind", w.Status.InitPath, "/init"}
-		for _, e := range env {
-			name, v, _ := strings.Cut(e, "=")
-			args = append(args, "--setenv", name, v)
-		}
-		cmd := exec.Command("/usr/bin/bwrap", append(args, "--", "/init")...)
-		cmd.Env, cmd.Dir, cmd.SysProcAttr = []string{}, "/", credential(790000)
-		out, err := cmd.CombinedOutput()
-		if cmd.ProcessState == nil {
-			t.Fatal(err)
-		}
-		return string(out), cmd.ProcessState.ExitCode()
-	}
 	for _, env := range []string{
 		"GODEBUG=http2debug=2", "GOTRACEBACK=crash", "SSLKEYLOGFILE=/tmp/k", "SSL_CERT_FILE=/x", "SSL_CERT_DIR=/x", "LD_PRELOAD=/x.so", "LD_LIBRARY_PATH=/x",
 		"HTTPS_PROXY=http://127.0.0.1:1", "SPIFFE_ENDPOINT_SOCKET=unix:///x", "VAULT_ADDR=https://evil.test", "NODE_OPTIONS=--x", "GOCOVERDIR=/tmp", "PATH=/x", "UNHEARD_OF=1",
 	} {
 		name, _, _ := strings.Cut(env, "=")
 		t.Run(name, func(t *testing.T) {
-			out, exit := start(t, env)
+			out, exit := w.startInit(t, env)
 			if exit != sealed.ExitSealed || !strings.HasPrefix(out, "sealed: refusing environment "+name) || strings.Count(out, "\n") != 1 {
 				t.Errorf("exit %d: %s", exit, out)
 			}
 		})
 	}
 	t.Run("control: without it init goes on to the trust file", func(t *testing.T) {
-		out, exit := start(t)
+		out, exit := w.startInit(t)
 		if exit != sealed.ExitSealed || !strings.Contains(out, "reading trust file") {
 			t.Errorf("exit %d: %s", exit, out)
 		}
@@ -257,7 +260,7 @@ func TestB29SetuidFile(t *testing.T) {
 				t.Fatalf("control: the bits were not set in the sandbox: %s", r.Stdout)
 			}
 			for _, dir := range []string{r.Dir, r.RunDir(t)} {
-				must(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+				harness.Must(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 					if err != nil {
 						return err
 					}
@@ -302,9 +305,9 @@ func TestB05Signals(t *testing.T) {
 		cmd := exec.Command(w.probe, "wait")
 		var out bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &out
-		must(t, cmd.Start())
+		harness.Must(t, cmd.Start())
 		time.Sleep(200 * time.Millisecond)
-		must(t, cmd.Process.Signal(syscall.SIGQUIT))
+		harness.Must(t, cmd.Process.Signal(syscall.SIGQUIT))
 		_ = cmd.Wait()
 		if !strings.Contains(out.String(), "goroutine ") {
 			t.Errorf("got %q", out.String())

@@ -2,26 +2,17 @@ package attack
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
 	"io"
-	"log"
-	"math/big"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"sealed.dev/sealed/internal/devstack"
 	"sealed.dev/sealed/internal/relay"
 	"sealed.dev/sealed/internal/sandbox"
 	"sealed.dev/sealed/internal/sandbox/local"
@@ -36,14 +27,14 @@ import (
 func (w *world) enqueue(t *testing.T, profile string, argv ...string) (sealed.Enqueued, sealed.EnqueueRequest, sealed.Boot) {
 	t.Helper()
 	idem, err := sealed.NewULID(time.Now(), nil)
-	must(t, err)
+	harness.Must(t, err)
 	r := sealed.EnqueueRequest{
 		IdempotencyKey: idem, Agent: agentName, Mode: sealed.ModeJIT, Profile: sealed.ProfileName(profile),
 		CommandDigest: sealed.CommandDigest(argv), WorkspaceDigest: workspace.EmptyDigest(),
 		Sandbox: sealed.SandboxSpec{Backend: sealed.BackendLocal, Isolation: sealed.IsolationOwnUID, Network: sealed.NetworkNone, WallTime: sealed.Duration(time.Minute)},
 	}
 	q, err := w.Engine(t, "operator").Enqueue(t.Context(), r)
-	must(t, err)
+	harness.Must(t, err)
 	return q, r, sealed.Boot{Run: q.Run, Ticket: q.Ticket, Mode: sealed.ModeJIT, Argv: argv, Dir: "/workspace"}
 }
 
@@ -67,16 +58,73 @@ func TestHonestLauncher(t *testing.T) {
 	}
 }
 
-// D11: once the run is claimed, the process is attested no more.
-func TestD11SecondAttestation(t *testing.T) {
+// D11: a run that is claimed before init asks for an identity has none.
+func TestD11ClaimedBeforeAttestation(t *testing.T) {
 	w := get(t)
 	_, _, boot := w.enqueue(t, "", "/bin/echo", "no")
 	out := launcher{boot: boot, claimed: true}.run(t, w)
-	must(t, out.registered)
+	harness.Must(t, out.registered)
 	refused(t, out)
 	if !strings.Contains(out.stderr, "X509-SVID") {
 		t.Errorf("stderr: %s", out.stderr)
 	}
+}
+
+// D11: an init that was attested asks again: within 10 s of the first time it
+// is the same process and gets the same; after that, and after the claim, it
+// gets nothing, and nor does anybody once a second process lives beside it, or
+// that process itself. The attestor's log says why. Init is the asker here,
+// on a stack of its own that takes it for the real one.
+func TestD11SecondAttestation(t *testing.T) {
+	t.Parallel()
+	shared := get(t)
+	programs := shared.Programs(t)
+	data, err := os.ReadFile(shared.Build(t, "./test/attack/testdata/asker"))
+	harness.Must(t, err)
+	harness.Must(t, os.WriteFile(filepath.Join(programs, "sealed-init"), data, 0o755))
+	w := own(t, harness.Options{Identity: devstack.IdentityEmbedded, Programs: programs, Cold: true})
+	attestor, err := os.ReadFile(filepath.Join(w.Status.Dir, "private", "log", "authority.log"))
+	harness.Must(t, err)
+	if strings.Contains(string(attestor), "reason=") {
+		t.Fatalf("refusals before any attack:\n%s", attestor)
+	}
+	t.Run("all", func(t *testing.T) { // ends when its parallel parts have
+		for _, tt := range []struct {
+			name   string
+			steps  []string
+			want   string // the last step's answer
+			reason string
+		}{
+			{"control: again within the window", []string{"fetch", "fetch"}, "yes", ""},
+			{"again after the window", []string{"fetch", "fetch", "wait", "fetch"}, "no", "window_over"},
+			{"again after the claim", []string{"fetch", "claim", "fetch"}, "no", "claimed"},
+			{"with a second process beside it", []string{"fetch", "spawn", "fetch"}, "no", "not_alone"},
+			{"the second process itself", []string{"fetch", "child"}, "no", "not_init"},
+		} {
+			t.Run(tt.name, func(t *testing.T) {
+				t.Parallel()
+				out := launcher{boot: sealed.Boot{Argv: tt.steps}, honor: true}.run(t, w)
+				harness.Must(t, out.registered)
+				lines := strings.Split(strings.TrimSpace(out.stdout), "\n")
+				if len(lines) != len(tt.steps) {
+					t.Fatalf("%+v", out)
+				}
+				for i, l := range lines[:len(lines)-1] {
+					if l != "yes "+tt.steps[i] {
+						t.Errorf("control: step %d: %s", i, l)
+					}
+				}
+				if !strings.HasPrefix(lines[len(lines)-1], tt.want+" ") {
+					t.Errorf("at last: %s", lines[len(lines)-1])
+				}
+				log, err := os.ReadFile(filepath.Join(w.Status.Dir, "private", "log", "authority.log"))
+				harness.Must(t, err)
+				if tt.reason != "" && !strings.Contains(string(log), "reason="+tt.reason) && !strings.Contains(string(log), `"reason":"`+tt.reason+`"`) {
+					t.Errorf("the attestor does not say %s:\n%s", tt.reason, log)
+				}
+			})
+		}
+	})
 }
 
 // A sandbox that nobody announced has no identity.
@@ -88,7 +136,8 @@ func TestD12NotRegistered(t *testing.T) {
 
 // swapper starts the attacker's program in place of init, under the path where
 // the driver puts it. The genuine init, and the attacker's child, are in
-// /opt/attack.
+// below
+// /opt.
 type swapper struct{ alone bool }
 
 func (s swapper) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
@@ -105,11 +154,10 @@ func (s swapper) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox,
 // init has connected. It is not alone in its sandbox, so it is not attested.
 func TestD02ExecSwap(t *testing.T) {
 	w := get(t)
-	const dir = "/opt/attack" // the probe's paths are fixed: it gets no arguments
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		t.Skipf("making %s: %v", dir, err)
-	}
+	dir, err := os.MkdirTemp("/opt", "attack-") // the probe, which gets no arguments, looks for it
+	harness.Must(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	harness.Must(t, os.Chmod(dir, 0o755))
 	install(t, w.probe, filepath.Join(dir, "probe"), 0o755)
 	install(t, w.Status.InitPath, filepath.Join(dir, "init"), 0o711)
 	swapped := func(pid int) bool {
@@ -140,9 +188,9 @@ func TestD02ExecSwap(t *testing.T) {
 func install(t *testing.T, from, to string, mode os.FileMode) {
 	t.Helper()
 	b, err := os.ReadFile(from)
-	must(t, err)
-	must(t, os.WriteFile(to, b, mode))
-	must(t, os.Chmod(to, mode))
+	harness.Must(t, err)
+	harness.Must(t, os.WriteFile(to, b, mode))
+	harness.Must(t, os.Chmod(to, mode))
 }
 
 // D03, R04: init is given a socket of the launcher's that leads to the real
@@ -151,8 +199,8 @@ func TestD03RelayedSocket(t *testing.T) {
 	w := get(t)
 	path := filepath.Join(openDir(t), "api.sock")
 	l, err := net.Listen("unix", path)
-	must(t, err)
-	must(t, os.Chmod(path, 0o666))
+	harness.Must(t, err)
+	harness.Must(t, os.Chmod(path, 0o666))
 	t.Cleanup(func() { _ = l.Close() })
 	var relayed atomic.Int32
 	go func() {
@@ -202,7 +250,7 @@ func TestE19R05AnotherRunThanEnqueued(t *testing.T) {
 				t.Error(hits)
 			}
 			run, err := w.Engine(t, "operator").Run(t.Context(), q.Run)
-			must(t, err)
+			harness.Must(t, err)
 			if len(run.Grants) > 0 {
 				t.Errorf("granted: %+v", run.Grants)
 			}
@@ -215,14 +263,14 @@ func TestE19R05AnotherRunThanEnqueued(t *testing.T) {
 // identity, and the double hears nothing at all.
 func TestR04CopiedTrustFile(t *testing.T) {
 	w := get(t)
-	double := newDouble(t, w, "", "")
+	double := newDouble(t, w.otherCA(t))
 	trust := w.forge.Trust
 	trust.VaultAddr = "https://" + double.addr
 	trust.VaultCA = string(double.ca)
 	b, err := json.Marshal(trust)
-	must(t, err)
+	harness.Must(t, err)
 	path := filepath.Join(openDir(t), "trust.json")
-	must(t, os.WriteFile(path, b, 0o644))
+	harness.Must(t, os.WriteFile(path, b, 0o644))
 	r := w.Ctl(t, harness.Caller{Env: []string{"SEALED_TRUST_FILE=" + path}}, shell("", "echo no", "--no-workspace")...).Want(t, sealed.ExitSealed)
 	if n := double.conns.Load(); n != 0 {
 		t.Errorf("the double got %d connections", n)
@@ -232,8 +280,8 @@ func TestR04CopiedTrustFile(t *testing.T) {
 	}
 	t.Run("control: an exact copy of the content is not enough either", func(t *testing.T) {
 		b, err := os.ReadFile(w.Status.TrustFile)
-		must(t, err)
-		must(t, os.WriteFile(path, b, 0o644))
+		harness.Must(t, err)
+		harness.Must(t, os.WriteFile(path, b, 0o644))
 		w.Ctl(t, harness.Caller{Env: []string{"SEALED_TRUST_FILE=" + path}}, shell("", "echo no", "--no-workspace")...).Want(t, sealed.ExitSealed)
 	})
 	t.Run("control: the file itself is", func(t *testing.T) {
@@ -252,147 +300,17 @@ func lastLines(stderr string) string {
 	return strings.Join(out, "\n")
 }
 
-// R04: the launcher's relay leads to another server than Vault.
-func TestR04FakeVaultBehindRelay(t *testing.T) {
-	w := get(t)
-	private := filepath.Join(w.Status.Dir, "private")
-	for _, tt := range []struct {
-		name      string
-		cert, key string // of the double; empty: its own CA, which has the name of the stack's
-		requests  bool
-	}{
-		{name: "another CA of the same name"},
-		{name: "the very certificate of Vault, but no answer key", cert: filepath.Join(private, "vault-cert.pem"), key: filepath.Join(private, "vault-key.pem"), requests: true},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			profile, c := w.profile(t)
-			double := newDouble(t, w, tt.cert, tt.key)
-			q, _, boot := w.enqueue(t, profile, "/bin/sh", "-c", "echo $KEY")
-			out := launcher{boot: boot, vault: double.addr}.run(t, w)
-			must(t, out.registered)
-			refused(t, out)
-			if double.conns.Load() == 0 {
-				t.Error("control: nobody came by")
-			}
-			paths := double.paths()
-			if (len(paths) > 0) != tt.requests {
-				t.Errorf("it heard %q", paths)
-			}
-			for _, p := range paths {
-				if strings.Contains(p, "/creds/") || strings.Contains(p, "/confirm") {
-					t.Errorf("it was asked for a credential: %s", p)
-				}
-			}
-			if hits := canary.Scan("double", double.heard(), c); len(hits) > 0 {
-				t.Error(hits)
-			}
-			run, err := w.Engine(t, "operator").Run(t.Context(), q.Run)
-			must(t, err)
-			if len(run.Grants) > 0 {
-				t.Errorf("granted: %+v", run.Grants)
-			}
-		})
-	}
-}
-
-// A double is a false Vault. It answers every login with a token and everything
-// else with a document that looks right and is signed by nobody.
-type double struct {
-	addr  string
-	ca    []byte
-	conns atomic.Int32
-
-	mu       sync.Mutex
-	asked    []string
-	everyone []byte
-}
-
-func (d *double) paths() []string {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return append([]string{}, d.asked...)
-}
-
-func (d *double) heard() []byte {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return append([]byte{}, d.everyone...)
-}
-
-func (d *double) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	body, _ := io.ReadAll(io.LimitReader(r.Body, 1<<20))
-	d.mu.Lock()
-	d.asked = append(d.asked, r.URL.Path)
-	d.everyone = append(d.everyone, body...)
-	d.mu.Unlock()
-	w.Header().Set("Content-Type", "application/json")
-	if strings.HasSuffix(r.URL.Path, "/login") {
-		_, _ = io.WriteString(w, `{"auth":{"client_token":"hvs.false","lease_duration":120}}`)
-		return
-	}
-	_, _ = io.WriteString(w, `{"data":{"answer":"{\"payload\":\"{}\",\"signature\":\"`+strings.Repeat("A", 86)+`==\"}"}}`)
-}
-
-// newDouble starts a false Vault with a certificate from files, or else from a
-// CA of its own that calls itself what the stack's does.
-func newDouble(t *testing.T, w *world, certFile, keyFile string) *double {
-	t.Helper()
-	d := &double{}
-	var cert tls.Certificate
-	var err error
-	if certFile != "" {
-		cert, err = tls.LoadX509KeyPair(certFile, keyFile)
-		must(t, err)
-	} else {
-		cert, d.ca = falseCertificate(t, w)
-	}
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	must(t, err)
-	d.addr = l.Addr().String()
-	srv := &http.Server{
-		Handler: d, TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13}, ErrorLog: log.New(io.Discard, "", 0),
-		ReadHeaderTimeout: 10 * time.Second,
-		ConnState: func(_ net.Conn, s http.ConnState) {
-			if s == http.StateNew {
-				d.conns.Add(1)
-			}
-		},
-	}
-	go func() { _ = srv.ServeTLS(l, "", "") }()
-	t.Cleanup(func() { _ = srv.Close() })
-	return d
-}
-
-func falseCertificate(t *testing.T, w *world) (tls.Certificate, []byte) {
-	t.Helper()
-	genuine, err := parseCertificate(w.forge.Trust.VaultCA)
-	must(t, err)
-	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
-	ca := &x509.Certificate{SerialNumber: genuine.SerialNumber, RawSubject: genuine.RawSubject, SubjectKeyId: genuine.SubjectKeyId, NotBefore: genuine.NotBefore, NotAfter: genuine.NotAfter,
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
-	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, caKey.Public(), caKey)
-	must(t, err)
-	leaf := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "vault"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: genuine.NotBefore, NotAfter: genuine.NotAfter, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
-	der, err := x509.CreateCertificate(rand.Reader, leaf, ca, key.Public(), caKey)
-	must(t, err)
-	return tls.Certificate{Certificate: [][]byte{der, caDER}, PrivateKey: key}, pemOf(caDER)
-}
-
 // B28: init's relay gives out Vault to init only, and no other private address.
 func TestB28RelayHeaders(t *testing.T) {
 	w := get(t)
 	vault, err := relay.VaultHostPort(w.Status.VaultAddr)
-	must(t, err)
+	harness.Must(t, err)
 	p := relay.Policy{Vault: vault, Network: sealed.NetworkFull, Map: w.forge.Trust.Relay}
 	a, b := net.Pipe()
 	host := &relay.Host{Policy: p}
 	go func() { _ = host.Serve(t.Context(), a) }()
 	c, err := relay.NewClient(b)
-	must(t, err)
+	harness.Must(t, err)
 	t.Cleanup(func() { _ = c.Close() })
 	for _, addr := range []string{vault, "localhost:443", "127.0.0.1:443", "[::1]:443", "metadata.google.internal:80", "0x7f000001:443"} {
 		conn, err := c.Dial(t.Context(), addr)
@@ -403,12 +321,12 @@ func TestB28RelayHeaders(t *testing.T) {
 	}
 	t.Run("control: a mapped host is dialed", func(t *testing.T) {
 		conn, err := c.Dial(t.Context(), "api.test:443")
-		must(t, err)
+		harness.Must(t, err)
 		_ = conn.Close()
 	})
 	t.Run("control: Vault by its own kind of stream is", func(t *testing.T) {
 		conn, err := c.Vault(t.Context())
-		must(t, err)
+		harness.Must(t, err)
 		_ = conn.Close()
 	})
 }

@@ -66,7 +66,7 @@ printf %s "$KEY" | rev > rev; : > "name-$KEY"; ln -s "$KEY" link; echo fine > ok
 			t.Run("control: what is no value of the run comes back", func(t *testing.T) {
 				r := w.Ctl(t, as, shell("", "KEY="+c.Value+"; "+script)...).Want(t, 0)
 				hits, err := canary.ScanTree(r.Dir, c)
-				must(t, err)
+				harness.Must(t, err)
 				var sinks []string
 				for _, h := range hits {
 					sinks = append(sinks, h.Sink)
@@ -222,6 +222,32 @@ func TestB15UpstreamEchoesValue(t *testing.T) {
 	}
 }
 
+// sideDoor asks the agent's endpoint in every way, each with one line of answer.
+const sideDoor = `ask() { curl -sS --noproxy '*' -m 10 -o /dev/null -w "%{http_code}\n" "$@" "$SEALED_API/keys"; }
+ask; ask -H "Authorization: Bearer wrong"; ask -H "Authorization: Bearer $SEALED_RUN"
+ask -H "Authorization: Bearer $SEALED_TOKEN" -H "Host: evil.test"; ask -H "Authorization: Bearer $SEALED_TOKEN" -H "Origin: https://evil.test"
+ask -H "Authorization: Bearer $SEALED_TOKEN"`
+
+// R15: the endpoint where the agent asks for keys wants this run's token, and
+// no web page on the same machine gets through with it.
+func TestR15SideDoor(t *testing.T) {
+	w := get(t)
+	profile, _ := w.profile(t, binding("api.test"))
+	r := w.Ctl(t, harness.Caller{}, shell(profile, sideDoor, "--no-workspace")...).Want(t, 0)
+	lines := strings.Fields(r.Stdout)
+	if len(lines) != 6 {
+		t.Fatalf("curl did not work: %s\n%s", r.Stdout, r.Stderr)
+	}
+	for i, code := range lines[:5] {
+		if !strings.HasPrefix(code, "4") {
+			t.Errorf("attack %d: status %s", i, code)
+		}
+	}
+	if lines[5] != "200" {
+		t.Errorf("control: with the token, status %s", lines[5])
+	}
+}
+
 // B33: nothing outlives its run, neither with a parent nor without.
 func TestB33Daemons(t *testing.T) {
 	w := get(t)
@@ -230,7 +256,7 @@ func TestB33Daemons(t *testing.T) {
 			mark := strconv.FormatInt(time.Now().UnixNano()%1e9+1e9, 10) // of the processes, in their arguments
 			p := w.Start(t, as, shell("", "setsid sleep "+mark+" & (setsid sh -c 'trap \"\" TERM HUP INT; sleep "+mark+" & wait; sleep "+mark+"' >/dev/null 2>&1 </dev/null &) ; "+untilTold, "--no-workspace")...)
 			p.RunID(t)
-			eventually(t, 20*time.Second, "control: they live during the run", func() bool { return len(marked(t, mark)) >= 2 })
+			harness.Eventually(t, 20*time.Second, "control: they live during the run", func() bool { return len(marked(t, mark)) >= 2 })
 			w.tell(t, p)
 			p.Wait(t).Want(t, 0)
 			if got := marked(t, mark); len(got) > 0 {
@@ -244,12 +270,12 @@ func TestB33Daemons(t *testing.T) {
 func marked(t *testing.T, mark string) []int {
 	t.Helper()
 	paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	must(t, err)
+	harness.Must(t, err)
 	var out []int
 	for _, path := range paths {
 		if b, err := os.ReadFile(path); err == nil && string(b) == "sleep\x00"+mark+"\x00" {
 			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
-			must(t, err)
+			harness.Must(t, err)
 			out = append(out, pid)
 		}
 	}

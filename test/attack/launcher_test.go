@@ -20,6 +20,8 @@ import (
 	"sealed.dev/sealed/internal/sandbox/local"
 	"sealed.dev/sealed/internal/sealed"
 	"sealed.dev/sealed/spire-attestor/registry"
+
+	"sealed.dev/sealed/test/harness"
 )
 
 // A launcher starts one sandbox with the real sealed-init in it and lies where
@@ -39,6 +41,9 @@ type launcher struct {
 	// claimed tells the attestor, before init could ask for its identity, that
 	// the run is claimed.
 	claimed bool
+	// honor tells the attestor when init says that it has claimed, as the real
+	// launcher does, and answers init.
+	honor bool
 	// unregistered leaves the attestor in the dark.
 	unregistered bool
 	// pause is the time between registration and the boot document.
@@ -71,15 +76,15 @@ func (l launcher) run(t *testing.T, w *world) outcome {
 	dir := openDir(t)
 	ws := filepath.Join(dir, "workspace")
 	uid := 700000 + rand.IntN(99999)
-	must(t, os.Mkdir(ws, 0o700))
-	must(t, os.Chown(ws, uid, uid))
+	harness.Must(t, os.Mkdir(ws, 0o700))
+	harness.Must(t, os.Chown(ws, uid, uid))
 	p := newPipes(t, l)
 	box, err := l.driver.Start(t.Context(), sandbox.Spec{
 		UID: uid, GID: uid, Isolation: sealed.IsolationOwnUID, Init: l.init, Command: w.Status.AgentPath, Workspace: ws, ReadOnly: l.readOnly,
 		Stdin: p.null, Stdout: p.outW, Stderr: p.errW, Relay: p.relayFar, Boot: p.bootR, Trust: p.trust, SPIFFE: p.spiffe,
 	})
 	p.handOver()
-	must(t, err)
+	harness.Must(t, err)
 	t.Cleanup(func() { _ = box.Kill() })
 	return l.attend(t, w, box, p)
 }
@@ -104,8 +109,9 @@ func (l launcher) attend(t *testing.T, w *world, box sandbox.Sandbox, p *pipes) 
 	t.Helper()
 	var out outcome
 	var mu sync.Mutex
+	registered := make(chan *registry.Registration, 1)
 	vault, err := relay.VaultHostPort(w.forge.Trust.VaultAddr)
-	must(t, err)
+	harness.Must(t, err)
 	host := &relay.Host{
 		Policy: relay.Policy{Vault: vault, Network: sealed.NetworkNone, Bound: l.bound, Map: w.forge.Trust.Relay},
 		Control: func(_ context.Context, c *relay.Control) {
@@ -117,6 +123,11 @@ func (l launcher) attend(t *testing.T, w *world, box sandbox.Sandbox, p *pipes) 
 				mu.Lock()
 				out.messages = append(out.messages, m)
 				mu.Unlock()
+				if l.honor && m.Type == relay.ControlClaimed {
+					if (<-registered).Claimed() == nil {
+						_ = c.Send(sealed.RelayControl{Type: "signal"})
+					}
+				}
 			}
 		},
 	}
@@ -134,9 +145,9 @@ func (l launcher) attend(t *testing.T, w *world, box sandbox.Sandbox, p *pipes) 
 	var stdout, stderr bytes.Buffer
 	all.Go(func() { _, _ = io.Copy(&stdout, p.outR) })
 	all.Go(func() { _, _ = io.Copy(&stderr, p.errR) })
-	out.registered = l.register(t, w, box)
+	out.registered = l.register(t, w, box, registered)
 	boot, err := json.Marshal(l.boot)
-	must(t, err)
+	harness.Must(t, err)
 	time.Sleep(l.pause)
 	_, _ = p.bootW.Write(boot)
 	_ = p.bootW.Close()
@@ -147,10 +158,10 @@ func (l launcher) attend(t *testing.T, w *world, box sandbox.Sandbox, p *pipes) 
 	return out
 }
 
-func (l launcher) register(t *testing.T, w *world, box sandbox.Sandbox) error {
+func (l launcher) register(t *testing.T, w *world, box sandbox.Sandbox, registered chan<- *registry.Registration) error {
 	t.Helper()
 	if l.ready != nil {
-		eventually(t, 10*time.Second, "process 1 is ready", func() bool { return l.ready(box.InitPID()) })
+		harness.Eventually(t, 10*time.Second, "process 1 is ready", func() bool { return l.ready(box.InitPID()) })
 	}
 	if l.unregistered {
 		return nil
@@ -160,6 +171,7 @@ func (l launcher) register(t *testing.T, w *world, box sandbox.Sandbox) error {
 		return err
 	}
 	t.Cleanup(func() { _ = reg.Close() })
+	registered <- reg
 	if l.claimed {
 		return reg.Claimed()
 	}
@@ -195,25 +207,25 @@ func newPipes(t *testing.T, l launcher) *pipes {
 	p := &pipes{}
 	var err error
 	p.null, err = os.Open(os.DevNull)
-	must(t, err)
+	harness.Must(t, err)
 	p.outR, p.outW, err = os.Pipe()
-	must(t, err)
+	harness.Must(t, err)
 	p.errR, p.errW, err = os.Pipe()
-	must(t, err)
+	harness.Must(t, err)
 	p.bootR, p.bootW, err = os.Pipe()
-	must(t, err)
+	harness.Must(t, err)
 	p.trust, err = os.Open(l.trust)
-	must(t, err)
+	harness.Must(t, err)
 	fd, err := unix.Open(l.spiffe, unix.O_PATH|unix.O_CLOEXEC, 0)
-	must(t, err)
+	harness.Must(t, err)
 	p.spiffe = os.NewFile(uintptr(fd), "spiffe")
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	must(t, err)
+	harness.Must(t, err)
 	p.relayFar = os.NewFile(uintptr(pair[1]), "relay")
 	near := os.NewFile(uintptr(pair[0]), "relay")
 	p.relayNear, err = net.FileConn(near)
-	must(t, err)
-	must(t, near.Close())
+	harness.Must(t, err)
+	harness.Must(t, near.Close())
 	t.Cleanup(func() {
 		for _, c := range []io.Closer{p.outR, p.errR, p.bootW, p.relayNear} {
 			_ = c.Close()

@@ -69,7 +69,7 @@ func TestG01G07ChangedLog(t *testing.T) {
 		"G03 entries reordered":        {do: func(d string) { swapHalves(t, d, bundle) }},
 		"G04 the tail of the entries":  {do: func(d string) { cut(t, d, bundle, 100) }},
 		"G04 cut back, and signed":     {do: func(d string) { overwrite(t, d, early) }, pinned: head},
-		"G05 from zero":                {do: func(d string) { must(t, os.RemoveAll(d)); must(t, os.MkdirAll(d, 0o700)) }},
+		"G05 from zero":                {do: func(d string) { harness.Must(t, os.RemoveAll(d)); harness.Must(t, os.MkdirAll(d, 0o700)) }},
 		"G06 entries doubled":          {do: func(d string) { put(t, d, bundle, append(read(t, d, bundle), read(t, d, bundle)...)) }},
 		"G07 a head by another key":    {do: func(d string) { put(t, d, "checkpoint", resign(t, read(t, d, "checkpoint"))) }},
 		"G04 an older head":            {do: func(d string) { put(t, d, "checkpoint", read(t, early, "checkpoint")) }, pinned: head},
@@ -80,7 +80,7 @@ func TestG01G07ChangedLog(t *testing.T) {
 	for name, a := range attacks {
 		t.Run(name, func(t *testing.T) {
 			d := filepath.Join(t.TempDir(), "log")
-			must(t, os.CopyFS(d, os.DirFS(dir)))
+			harness.Must(t, os.CopyFS(d, os.DirFS(dir)))
 			a.do(d)
 			if err := verify(d, a.pinned); err == nil {
 				t.Error("it verifies")
@@ -89,7 +89,7 @@ func TestG01G07ChangedLog(t *testing.T) {
 	}
 	t.Run("every body and salt", func(t *testing.T) {
 		d := filepath.Join(t.TempDir(), "log")
-		must(t, os.CopyFS(d, os.DirFS(dir)))
+		harness.Must(t, os.CopyFS(d, os.DirFS(dir)))
 		for i, p := range sides {
 			if i%7 != 0 { // one in seven is enough, and quick
 				continue
@@ -101,17 +101,17 @@ func TestG01G07ChangedLog(t *testing.T) {
 			}
 			put(t, d, p, old)
 		}
-		must(t, verify(d, nil)) // and the control
+		harness.Must(t, verify(d, nil)) // and the control
 	})
 	t.Run("G15 a stolen log", func(t *testing.T) {
 		token := canary.FromValue("token", string(w.Token(t, "operator")))
 		hits, err := canary.ScanTree(dir, c, token)
-		must(t, err)
+		harness.Must(t, err)
 		if len(hits) > 0 {
 			t.Error(hits)
 		}
 		found, err := canary.ScanTree(dir, canary.FromValue("run", string(run)))
-		must(t, err)
+		harness.Must(t, err)
 		if len(found) == 0 {
 			t.Error("control: the scan does not find the run")
 		}
@@ -130,7 +130,7 @@ func errorsJoin(errs ...error) error {
 func list(t *testing.T, dir string) []string {
 	t.Helper()
 	var out []string
-	must(t, fs.WalkDir(os.DirFS(dir), ".", func(p string, d fs.DirEntry, err error) error {
+	harness.Must(t, fs.WalkDir(os.DirFS(dir), ".", func(p string, d fs.DirEntry, err error) error {
 		if err == nil && !d.IsDir() {
 			out = append(out, p)
 		}
@@ -142,18 +142,18 @@ func list(t *testing.T, dir string) []string {
 func read(t *testing.T, dir, path string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(dir, path))
-	must(t, err)
+	harness.Must(t, err)
 	return b
 }
 
 func put(t *testing.T, dir, path string, b []byte) {
 	t.Helper()
-	must(t, os.WriteFile(filepath.Join(dir, path), b, 0o600))
+	harness.Must(t, os.WriteFile(filepath.Join(dir, path), b, 0o600))
 }
 
 func remove(t *testing.T, dir, path string) {
 	t.Helper()
-	must(t, os.Remove(filepath.Join(dir, path)))
+	harness.Must(t, os.Remove(filepath.Join(dir, path)))
 }
 
 // flip changes one bit of a byte, counted from the end if it is negative.
@@ -188,8 +188,8 @@ func exchange(t *testing.T, dir, a, b string) {
 
 func overwrite(t *testing.T, dir, with string) {
 	t.Helper()
-	must(t, os.RemoveAll(dir))
-	must(t, os.CopyFS(dir, os.DirFS(with)))
+	harness.Must(t, os.RemoveAll(dir))
+	harness.Must(t, os.CopyFS(dir, os.DirFS(with)))
 }
 
 // resign signs a checkpoint under its own name with a key that is not the log's.
@@ -201,11 +201,11 @@ func resign(t *testing.T, head []byte) []byte {
 	}
 	origin, _, _ := strings.Cut(string(text), "\n")
 	skey, _, err := note.GenerateKey(rand.Reader, origin)
-	must(t, err)
+	harness.Must(t, err)
 	signer, err := note.NewSigner(skey)
-	must(t, err)
+	harness.Must(t, err)
 	out, err := note.Sign(&note.Note{Text: string(text) + "\n"}, signer)
-	must(t, err)
+	harness.Must(t, err)
 	return out
 }
 
@@ -213,14 +213,14 @@ func resign(t *testing.T, head []byte) []byte {
 func forged(t *testing.T, envelope []byte) []byte {
 	t.Helper()
 	var doc map[string]any
-	must(t, json.Unmarshal(envelope, &doc))
+	harness.Must(t, json.Unmarshal(envelope, &doc))
 	payload, err := base64.StdEncoding.DecodeString(doc["payload"].(string))
-	must(t, err)
+	harness.Must(t, err)
 	_, key, err := ed25519.GenerateKey(rand.Reader)
-	must(t, err)
+	harness.Must(t, err)
 	sig := doc["signatures"].([]any)[0].(map[string]any)
 	sig["sig"] = base64.StdEncoding.EncodeToString(ed25519.Sign(key, payload))
 	out, err := json.Marshal(doc)
-	must(t, err)
+	harness.Must(t, err)
 	return out
 }

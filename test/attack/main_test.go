@@ -55,37 +55,32 @@ func get(t *testing.T) *world {
 	defer built.Unlock()
 	if built.w == nil {
 		forge, err := guest.Open(t.Context(), s.Stack)
-		must(t, err)
+		harness.Must(t, err)
 		built.w = &world{Stack: s, forge: forge, probe: s.Build(t, "./test/attack/testdata/probe")}
 	}
 	built.w.Agent(t, string(agentName))
 	return built.w
 }
 
-func must(t testing.TB, err error) {
+// own returns a world on a stack of the test's own.
+func own(t *testing.T, o harness.Options) *world {
 	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// eventually waits for something that no event announces.
-func eventually(t testing.TB, limit time.Duration, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(limit); !ok(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("not within %v: %s", limit, what)
-		}
-	}
+	shared := get(t)
+	s := harness.Open(t, o)
+	forge, err := guest.Open(t.Context(), s.Stack)
+	harness.Must(t, err)
+	w := &world{Stack: s, forge: forge, probe: shared.probe}
+	w.Agent(t, string(agentName))
+	return w
 }
 
 // openDir makes a directory that every uid may pass.
 func openDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "sealed-attack-")
-	must(t, err)
+	harness.Must(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	must(t, os.Chmod(dir, 0o755))
+	harness.Must(t, os.Chmod(dir, 0o755))
 	return dir
 }
 
@@ -93,7 +88,7 @@ func openDir(t testing.TB) string {
 func (w *world) plant(t *testing.T, name string) (*canary.Canary, string) {
 	t.Helper()
 	c, err := canary.New(name)
-	must(t, err)
+	harness.Must(t, err)
 	path := "attack/" + w.Name("secret")
 	w.Secret(t, path, c.Value)
 	return c, path
@@ -139,7 +134,7 @@ func (w *world) tell(t *testing.T, p *harness.Process) {
 	if err != nil || len(dirs) != 1 {
 		t.Fatalf("finding the copy of the workspace: %q, %v", dirs, err)
 	}
-	must(t, os.WriteFile(filepath.Join(dirs[0], "told"), nil, 0o644))
+	harness.Must(t, os.WriteFile(filepath.Join(dirs[0], "told"), nil, 0o644))
 }
 
 // sinks scans everything that a run leaves where a value must not be.
@@ -149,12 +144,12 @@ func (w *world) sinks(t *testing.T, r harness.Result, cs ...*canary.Canary) []ca
 	hits = append(hits, canary.Scan("stderr", []byte(r.Stderr), cs...)...)
 	for _, dir := range []string{r.RunDir(t), r.Dir} {
 		found, err := canary.ScanTree(dir, cs...)
-		must(t, err)
+		harness.Must(t, err)
 		hits = append(hits, found...)
 	}
 	id := r.RunID(t)
 	log, err := json.Marshal(w.Entries(t, id))
-	must(t, err)
+	harness.Must(t, err)
 	hits = append(hits, canary.Scan("log", log, cs...)...)
 	if record, err := w.Engine(t, "auditor").Record(t.Context(), id); err == nil {
 		hits = append(hits, canary.Scan("record", record, cs...)...)
@@ -198,7 +193,7 @@ func (w *world) logged(t *testing.T, typ string, texts ...string) bool {
 func children(t *testing.T, pid int) []int {
 	t.Helper()
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
-	must(t, err)
+	harness.Must(t, err)
 	var out []int
 	for _, path := range stats {
 		b, err := os.ReadFile(path)
@@ -208,7 +203,7 @@ func children(t *testing.T, pid int) []int {
 		f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
 		if len(f) > 1 && f[1] == strconv.Itoa(pid) && f[0] != "Z" {
 			child, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
-			must(t, err)
+			harness.Must(t, err)
 			out = append(out, child)
 		}
 	}

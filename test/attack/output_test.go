@@ -1,9 +1,17 @@
 package attack
 
 import (
+	"bytes"
+	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
+	"time"
 
+	"sealed.dev/sealed/internal/supervise"
 	"sealed.dev/sealed/test/canary"
 	"sealed.dev/sealed/test/harness"
 )
@@ -60,4 +68,123 @@ func TestOutput(t *testing.T) {
 			t.Errorf("got %q", r.Stdout)
 		}
 	})
+}
+
+// A drain is the far side of a terminal that keeps up: it counts what arrives,
+// keeps the end of it, and looks for canaries on the way.
+type drain struct {
+	mu     sync.Mutex
+	n      int64
+	tail   []byte
+	hits   []canary.Hit
+	values []*canary.Canary
+}
+
+func (d *drain) Write(p []byte) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.n += int64(len(p))
+	d.tail = append(d.tail, p...)
+	for _, c := range d.values { // raw is how it was printed; the end is scanned for every form
+		if bytes.Contains(d.tail, []byte(c.Value)) {
+			d.hits = append(d.hits, canary.Hit{Canary: c.Name, Form: "raw", Sink: "terminal"})
+		}
+	}
+	d.tail = bytes.Clone(d.tail[max(0, len(d.tail)-4096):])
+	return len(p), nil
+}
+
+func (d *drain) seen() (n int64, tail string, hits []canary.Hit) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.n, string(d.tail), append(d.hits, canary.Scan("end of the terminal", d.tail, d.values...)...)
+}
+
+// A24: one line of 1 GiB with a value at its beginning and at its end. What
+// holds it back or stores it on the way stays small, and it takes no longer
+// than a person would wait.
+func TestA24OneGiBWithoutNewline(t *testing.T) {
+	const (
+		size           = 1 << 30
+		initLimit      = 40 << 10 // KiB of resident memory, at its highest
+		superviseLimit = 60 << 10
+		timeLimit      = 2 * time.Minute
+	)
+	t.Parallel()
+	w := get(t)
+	profile, c := w.profile(t)
+	out := &drain{values: []*canary.Canary{c}}
+	script := fmt.Sprintf(`printf %%s "$KEY"; head -c %d /dev/zero | tr '\0' x; printf %%s "$KEY"; echo "it is written, all of it" >&2; `, size) + untilTold
+	p := w.Start(t, harness.Caller{Stdout: out, Timeout: 4 * time.Minute}, shell(profile, script)...)
+	st := awaitStatus(t, p)
+	begun := time.Now()
+	harness.Eventually(t, timeLimit+time.Minute, "everything is written", func() bool { return strings.Contains(p.Stderr(), "it is written") })
+	took := time.Since(begun)
+	for _, proc := range []struct {
+		name string
+		pid  int
+		most int
+	}{{"sealed-init", st.InitPID, initLimit}, {"the supervisor", st.PID, superviseLimit}} {
+		kib := highWater(t, proc.pid)
+		t.Logf("%s: %d MiB resident at most", proc.name, kib>>10)
+		if kib > proc.most {
+			t.Errorf("%s: %d KiB resident, want at most %d", proc.name, kib, proc.most)
+		}
+	}
+	t.Logf("%d MiB in %v, %.0f MiB/s", size>>20, took.Round(time.Second), float64(size>>20)/took.Seconds())
+	if took > timeLimit {
+		t.Errorf("it took %v", took)
+	}
+	w.tell(t, p)
+	r := p.Wait(t).Want(t, 0)
+	n, tail, hits := out.seen()
+	if n < size || !strings.Contains(tail, "x[sealed:KEY]") || len(hits) > 0 {
+		t.Errorf("%d bytes arrived; found %v; they end with %.200q", n, hits, tail[max(0, len(tail)-100):])
+	}
+	log := filepath.Join(r.RunDir(t), "stdout.log")
+	if info, err := os.Stat(log); err != nil || info.Size() != n {
+		t.Errorf("the stored output is not what was shown: %v, %v", info, err)
+	}
+	harness.Must(t, os.Remove(log)) // a GiB
+	w.wantEntry(t, r.RunID(t), "redact.hit", `"KEY"`)
+	t.Run("control: a process that keeps what it reads is seen to grow", func(t *testing.T) {
+		const kept = 128 << 20
+		cmd := exec.Command("/usr/bin/tail", "-c", itoa(kept))
+		in, err := cmd.StdinPipe()
+		harness.Must(t, err)
+		harness.Must(t, cmd.Start())
+		defer func() { _ = in.Close(); _ = cmd.Wait() }()
+		_, err = in.Write(bytes.Repeat([]byte("x"), kept))
+		harness.Must(t, err)
+		if kib := highWater(t, cmd.Process.Pid); kib < superviseLimit {
+			t.Errorf("%d KiB", kib)
+		}
+	})
+}
+
+// awaitStatus waits until the supervisor has written who runs.
+func awaitStatus(t *testing.T, p *harness.Process) supervise.Status {
+	t.Helper()
+	p.RunID(t)
+	var st supervise.Status
+	harness.Eventually(t, 30*time.Second, "the run has a process 1", func() bool {
+		var err error
+		st, err = supervise.ReadStatus(p.RunDir(t))
+		return err == nil && st.InitPID > 0
+	})
+	return st
+}
+
+// highWater is the most memory that a process ever had resident, in KiB
+// (VmHWM, proc(5)).
+func highWater(t *testing.T, pid int) int {
+	t.Helper()
+	b, err := os.ReadFile("/proc/" + itoa(pid) + "/status")
+	harness.Must(t, err)
+	_, rest, ok := strings.Cut(string(b), "VmHWM:")
+	var kib int
+	if _, err := fmt.Sscan(rest, &kib); err != nil || !ok {
+		t.Fatalf("no VmHWM of process %d: %v", pid, err)
+	}
+	return kib
 }

@@ -29,7 +29,7 @@ import (
 func (w *world) policyKey(t *testing.T) *ecdsa.PrivateKey {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(w.Status.Dir, "private", "policy-key.pem"))
-	must(t, err)
+	harness.Must(t, err)
 	return parseKey(t, b)
 }
 
@@ -40,14 +40,14 @@ func parseKey(t *testing.T, text []byte) *ecdsa.PrivateKey {
 		t.Fatal("no PEM")
 	}
 	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	must(t, err)
+	harness.Must(t, err)
 	return key.(*ecdsa.PrivateKey)
 }
 
 func (w *world) policy(t *testing.T) vaultclient.PolicyStatus {
 	t.Helper()
 	st, err := w.Engine(t, "admin").PolicyStatus(t.Context())
-	must(t, err)
+	harness.Must(t, err)
 	return st
 }
 
@@ -55,7 +55,7 @@ func (w *world) policy(t *testing.T) vaultclient.PolicyStatus {
 func unsigned(t *testing.T, fsys fs.FS, sequence uint64, expires time.Time) []byte {
 	t.Helper()
 	raw, err := opabundle.Build(t.Context(), fsys, opabundle.Manifest{Revision: "attack", Sequence: sequence, Expires: expires})
-	must(t, err)
+	harness.Must(t, err)
 	return raw
 }
 
@@ -71,13 +71,13 @@ func (w *world) upload(t *testing.T, fsys fs.FS) {
 	ctx := context.WithoutCancel(t.Context()) // which has ended in a clean-up
 	e := w.Engine(t, "admin")
 	st, err := e.PolicyStatus(ctx)
-	must(t, err)
+	harness.Must(t, err)
 	raw, err := opabundle.Build(ctx, fsys, opabundle.Manifest{Revision: "attack", Sequence: st.Sequence + 1, Expires: time.Now().Add(24 * time.Hour)})
-	must(t, err)
+	harness.Must(t, err)
 	raw, err = opabundle.Sign(ctx, raw, w.policyKey(t), devstack.PolicyKeyID)
-	must(t, err)
+	harness.Must(t, err)
 	_, err = e.UploadPolicy(ctx, raw)
-	must(t, err)
+	harness.Must(t, err)
 }
 
 // E06, E07, E08, E10: bundles that nobody who may has signed, or that are
@@ -91,7 +91,7 @@ func TestE06E07E10Bundles(t *testing.T) {
 	good := unsigned(t, rego.FS(), before.Sequence+1, later)
 	sign := func(raw []byte, key *ecdsa.PrivateKey, id string) []byte {
 		out, err := opabundle.Sign(t.Context(), raw, key, id)
-		must(t, err)
+		harness.Must(t, err)
 		return out
 	}
 	signed := sign(good, key, devstack.PolicyKeyID)
@@ -134,7 +134,7 @@ func TestE06E07E10Bundles(t *testing.T) {
 func newKey(t *testing.T) (public string, key *ecdsa.PrivateKey) {
 	t.Helper()
 	private, pub, err := opabundle.GenerateKey()
-	must(t, err)
+	harness.Must(t, err)
 	return string(pub), parseKey(t, private)
 }
 
@@ -205,16 +205,16 @@ func TestE17PolicyChangesAfterApproval(t *testing.T) {
 func files(t *testing.T, raw []byte) (names []string, data map[string][]byte) {
 	t.Helper()
 	gz, err := gzip.NewReader(bytes.NewReader(raw))
-	must(t, err)
+	harness.Must(t, err)
 	data = map[string][]byte{}
 	for r := tar.NewReader(gz); ; {
 		h, err := r.Next()
 		if err == io.EOF {
 			return names, data
 		}
-		must(t, err)
+		harness.Must(t, err)
 		b, err := io.ReadAll(r)
-		must(t, err)
+		harness.Must(t, err)
 		names = append(names, h.Name)
 		data[h.Name] = b
 	}
@@ -226,12 +226,12 @@ func archive(t *testing.T, names []string, data map[string][]byte) []byte {
 	gz := gzip.NewWriter(&out)
 	tw := tar.NewWriter(gz)
 	for _, n := range names {
-		must(t, tw.WriteHeader(&tar.Header{Name: n, Mode: 0o644, Size: int64(len(data[n])), Typeflag: tar.TypeReg}))
+		harness.Must(t, tw.WriteHeader(&tar.Header{Name: n, Mode: 0o644, Size: int64(len(data[n])), Typeflag: tar.TypeReg}))
 		_, err := tw.Write(data[n])
-		must(t, err)
+		harness.Must(t, err)
 	}
-	must(t, tw.Close())
-	must(t, gz.Close())
+	harness.Must(t, tw.Close())
+	harness.Must(t, gz.Close())
 	return out.Bytes()
 }
 

@@ -2,17 +2,22 @@ package attack
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"sealed.dev/sealed/internal/sealed"
+	"sealed.dev/sealed/internal/vaultclient"
 	"sealed.dev/sealed/test/attack/guest"
 	"sealed.dev/sealed/test/canary"
+
+	"sealed.dev/sealed/test/harness"
 )
 
 // R03: two runs of one agent. SPIRE gives both the same identity; here they
@@ -22,8 +27,7 @@ func TestR03RunsCanNotActAsEachOther(t *testing.T) {
 	w := get(t)
 	ctx := t.Context()
 	profile, c := w.profile(t, binding("api.test"))
-	a, _ := w.guest(t, profile)
-	b, _ := w.guest(t, profile)
+	a, b := w.twins(t, profile)
 	if a.Answer.SPIFFEID != b.Answer.SPIFFEID {
 		t.Fatalf("two identities: %s, %s", a.Answer.SPIFFEID, b.Answer.SPIFFEID)
 	}
@@ -34,7 +38,7 @@ func TestR03RunsCanNotActAsEachOther(t *testing.T) {
 	}
 	path, req := creds(a)
 	own, err := sealed.Sign(sealed.DomainRequest, req, a.Key)
-	must(t, err)
+	harness.Must(t, err)
 	tests := map[string]func() error{
 		"b's key and token on a's path": func() error { _, err := b.Call(ctx, path, req, nil); return err },
 		"a's document, stolen, with b's token": func() error {
@@ -89,8 +93,8 @@ func TestR03RunsCanNotActAsEachOther(t *testing.T) {
 	t.Run("control: each as itself", func(t *testing.T) {
 		for _, g := range []*guest.Guest{a, b} {
 			grant, err := g.Creds(ctx, "KEY", "itself-000000001")
-			must(t, err)
-			must(t, g.Confirm(ctx, grant))
+			harness.Must(t, err)
+			harness.Must(t, g.Confirm(ctx, grant))
 			if v, err := g.Reveal(grant); err != nil || v != c.Value {
 				t.Errorf("the value did not arrive: %v", err)
 			}
@@ -98,15 +102,15 @@ func TestR03RunsCanNotActAsEachOther(t *testing.T) {
 	})
 	t.Run("a's ciphertext is nothing to b", func(t *testing.T) {
 		grant, err := a.Creds(ctx, "KEY", "itself-000000001")
-		must(t, err)
+		harness.Must(t, err)
 		if _, err := b.Reveal(grant); err == nil {
 			t.Error("b opened it")
 		}
 	})
 	t.Run("b's token can't touch a's lease", func(t *testing.T) {
 		grant, err := a.Creds(ctx, "KEY", "itself-000000002")
-		must(t, err)
-		must(t, a.Confirm(ctx, grant))
+		harness.Must(t, err)
+		harness.Must(t, a.Confirm(ctx, grant))
 		for _, p := range []string{"sys/leases/revoke", "sys/leases/lookup", "sys/leases/revoke-prefix/" + w.Status.Mount + "/runs/" + string(a.Run)} {
 			if _, err := b.Client.Sys(ctx, http.MethodPut, p, map[string]any{"lease_id": grant.Lease}); !errors.Is(err, sealed.ErrDenied) {
 				t.Errorf("%s: %v", p, err)
@@ -115,24 +119,45 @@ func TestR03RunsCanNotActAsEachOther(t *testing.T) {
 	})
 }
 
+// twins makes two claimed runs of one agent with one JWT-SVID, one X509-SVID
+// and its one key, as SPIRE's agent gives them to two processes of one entry.
+func (w *world) twins(t *testing.T, profile string) (a, b *guest.Guest) {
+	t.Helper()
+	ctx, id := t.Context(), w.forge.ID(agentName)
+	jwt, err := w.forge.JWT(ctx, id, w.forge.Trust.Audience)
+	harness.Must(t, err)
+	svid, err := w.forge.X509(ctx, id, guest.OwnUID)
+	harness.Must(t, err)
+	var out [2]*guest.Guest
+	for i := range out {
+		q, r, _ := w.enqueue(t, profile, "/bin/true")
+		c, login, err := w.forge.Login(ctx, jwt)
+		harness.Must(t, err)
+		out[i], err = w.forge.Stranger(q.Run, c, login, svid)
+		harness.Must(t, err)
+		harness.Must(t, out[i].Claim(ctx, q.Ticket, guest.Measure(r), nil))
+	}
+	return out[0], out[1]
+}
+
 // A ticket is good once, and a wrong one never.
 func TestC15Ticket(t *testing.T) {
 	w := get(t)
 	q, r, _ := w.enqueue(t, "", "/bin/true")
 	arrive := func() *guest.Guest {
 		g, err := w.forge.Arrive(t.Context(), q.Run, agentName)
-		must(t, err)
+		harness.Must(t, err)
 		return g
 	}
 	first, second := arrive(), arrive()
-	must(t, first.Claim(t.Context(), q.Ticket, guest.Measure(r), nil)) // the control
+	harness.Must(t, first.Claim(t.Context(), q.Ticket, guest.Measure(r), nil)) // the control
 	if err := second.Claim(t.Context(), q.Ticket, guest.Measure(r), nil); !errors.Is(err, sealed.ErrDenied) {
 		t.Errorf("claimed twice: %v", err)
 	}
 	w.wantEntry(t, q.Run, "ticket.replay")
 	other, r2, _ := w.enqueue(t, "", "/bin/true")
 	g, err := w.forge.Arrive(t.Context(), other.Run, agentName)
-	must(t, err)
+	harness.Must(t, err)
 	if err := g.Claim(t.Context(), q.Ticket, guest.Measure(r2), nil); !errors.Is(err, sealed.ErrDenied) {
 		t.Errorf("claimed with another run's ticket: %v", err)
 	}
@@ -149,14 +174,14 @@ func TestD06D07ForeignIdentities(t *testing.T) {
 		td + "/sealed/tenant/ac/agent/custom", td + "/SEALED/tenant/acme/agent/custom", td + "/sealed/tenant/acme/agent/custom/more", td + "/x/sealed/tenant/acme/agent/custom",
 	} {
 		jwt, err := w.forge.JWT(ctx, id, w.forge.Trust.Audience)
-		must(t, err)
+		harness.Must(t, err)
 		c, _, err := w.forge.Login(ctx, jwt)
 		if err != nil {
 			continue // Vault itself refused
 		}
 		q, r, _ := w.enqueue(t, "", "/bin/true")
 		g, err := w.forge.Arrive(ctx, q.Run, agentName)
-		must(t, err)
+		harness.Must(t, err)
 		g.Client = c
 		if g.SVID, err = w.forge.X509(ctx, id, guest.OwnUID); err != nil {
 			t.Fatal(err)
@@ -178,7 +203,7 @@ func TestD06D07ForeignIdentities(t *testing.T) {
 		},
 	} {
 		text, err := jwt()
-		must(t, err)
+		harness.Must(t, err)
 		if _, _, err := w.forge.Login(ctx, text); err == nil {
 			t.Errorf("%s: logged in", name)
 		}
@@ -186,7 +211,7 @@ func TestD06D07ForeignIdentities(t *testing.T) {
 	t.Run("another agent's identity", func(t *testing.T) {
 		q, r, _ := w.enqueue(t, "", "/bin/true")
 		g, err := w.forge.Arrive(ctx, q.Run, "demo")
-		must(t, err)
+		harness.Must(t, err)
 		if err := g.Claim(ctx, q.Ticket, guest.Measure(r), nil); !errors.Is(err, sealed.ErrDenied) {
 			t.Errorf("claimed: %v", err)
 		}
@@ -194,9 +219,9 @@ func TestD06D07ForeignIdentities(t *testing.T) {
 	t.Run("a weaker grade than was enqueued", func(t *testing.T) {
 		q, r, _ := w.enqueue(t, "", "/bin/true")
 		g, err := w.forge.Arrive(ctx, q.Run, agentName)
-		must(t, err)
+		harness.Must(t, err)
 		g.SVID, err = w.forge.X509(ctx, w.forge.ID(agentName), guest.SameUID)
-		must(t, err)
+		harness.Must(t, err)
 		if err := g.Claim(ctx, q.Ticket, guest.Measure(r), nil); !errors.Is(err, sealed.ErrDenied) {
 			t.Errorf("claimed: %v", err)
 		}
@@ -260,7 +285,7 @@ func TestF11RevocationRace(t *testing.T) {
 			t.Errorf("round %d: issued after all", round)
 		}
 		run, err := w.Engine(t, "operator").Run(ctx, g.Run)
-		must(t, err)
+		harness.Must(t, err)
 		for _, gr := range run.Grants {
 			if gr.State != "dead" {
 				t.Errorf("round %d: grant %s is %s", round, gr.ID, gr.State)
@@ -282,15 +307,15 @@ func TestF17NoValueInVault(t *testing.T) {
 	profile, c := w.profile(t, binding("api.test"))
 	g, q := w.guest(t, profile)
 	grant, err := g.Creds(ctx, "KEY", "storage-00000001")
-	must(t, err)
-	must(t, g.Confirm(ctx, grant))
+	harness.Must(t, err)
+	harness.Must(t, g.Confirm(ctx, grant))
 	if v, err := g.Reveal(grant); err != nil || v != c.Value {
 		t.Fatalf("control: the value was not issued: %v", err)
 	}
 	root, err := w.Root()
-	must(t, err)
+	harness.Must(t, err)
 	lease, err := root.Sys(ctx, http.MethodPut, "sys/leases/lookup", map[string]any{"lease_id": grant.Lease})
-	must(t, err)
+	harness.Must(t, err)
 	raw := []byte(fmt.Sprint(lease))
 	if !bytes.Contains(raw, []byte(grant.Lease)) {
 		t.Fatalf("control: no lease %s", grant.Lease)
@@ -298,12 +323,12 @@ func TestF17NoValueInVault(t *testing.T) {
 	secrets := []*canary.Canary{c, canary.FromValue("ticket", q.Ticket), canary.FromValue("token", string(g.Login.Token))}
 	hits := canary.Scan("lease", raw, secrets...)
 	var snapshot bytes.Buffer
-	must(t, root.Snapshot(ctx, &snapshot))
+	harness.Must(t, root.Snapshot(ctx, &snapshot))
 	hits = append(hits, canary.Scan("snapshot", snapshot.Bytes(), secrets...)...)
 	private := w.Status.Dir + "/private"
 	for _, dir := range []string{"raft", "log", "spire"} {
 		found, err := canary.ScanTree(private+"/"+dir, secrets...)
-		must(t, err)
+		harness.Must(t, err)
 		hits = append(hits, found...)
 	}
 	for _, e := range w.Entries(t, g.Run) {
@@ -314,7 +339,7 @@ func TestF17NoValueInVault(t *testing.T) {
 	}
 	t.Run("control: the audit file has the lease, the snapshot is one", func(t *testing.T) {
 		found, err := canary.ScanTree(private+"/log", canary.FromValue("run", string(q.Run)))
-		must(t, err)
+		harness.Must(t, err)
 		if len(found) == 0 {
 			t.Error("the run is not in the audit file: the scan does not read it")
 		}
@@ -322,18 +347,69 @@ func TestF17NoValueInVault(t *testing.T) {
 			t.Errorf("the snapshot has %d bytes", snapshot.Len())
 		}
 	})
-	t.Run("control: another engine's value is in its storage's answer", func(t *testing.T) {
-		_, err := root.Write(ctx, "sys/mounts/plain", map[string]any{"type": "kv"})
-		must(t, err)
-		t.Cleanup(func() { _ = root.Delete(ctx, "sys/mounts/plain") })
-		_, err = root.Write(ctx, "sys/config/auditing/request-headers/X-Canary", map[string]any{"hmac": false})
-		must(t, err)
-		_, err = root.Write(ctx, "plain/"+c.Value, map[string]any{"x": "y"}) // a path is audited in the clear
-		must(t, err)
+	t.Run("with the audit device's HMAC switched off", func(t *testing.T) { w.wantCleanRawAudit(t, root) })
+	t.Run("control: with our field's HMAC switched off it is in the audit file", func(t *testing.T) {
+		c, path := canaryOf(t), "attack/"+w.Name("secret")
+		tune := func(keys []string) {
+			_, err := root.Write(context.WithoutCancel(ctx), "sys/mounts/"+w.Status.Mount+"/tune", map[string]any{"audit_non_hmac_request_keys": keys})
+			harness.Must(t, err)
+		}
+		tune([]string{"value"})
+		t.Cleanup(func() { tune([]string{}) })
+		w.Secret(t, path, c.Value)
 		found, err := canary.ScanTree(private+"/log", c)
-		must(t, err)
+		harness.Must(t, err)
 		if len(found) == 0 {
 			t.Error("the scan does not find what is in the audit file")
 		}
 	})
+}
+
+// wantCleanRawAudit turns on a second audit file that has every field of every
+// request and answer as it was (log_raw). A value that an administrator puts in
+// is there: that is the control. The value that the engine issues is not, for
+// it is ciphertext (R08).
+func (w *world) wantCleanRawAudit(t *testing.T, root *vaultclient.Client) {
+	t.Helper()
+	ctx := t.Context()
+	dir := w.Status.Dir + "/private/log"
+	_, err := root.Write(ctx, "sys/audit/raw", map[string]any{"type": "file", "options": map[string]string{"file_path": dir + "/raw.json", "log_raw": "true"}})
+	harness.Must(t, err)
+	t.Cleanup(func() {
+		harness.Must(t, root.Delete(context.WithoutCancel(ctx), "sys/audit/raw"))
+		harness.Must(t, os.Remove(dir+"/raw.json"))
+	})
+	raw := func(cs ...*canary.Canary) []canary.Hit {
+		b, err := os.ReadFile(dir + "/raw.json")
+		harness.Must(t, err)
+		return canary.Scan("raw audit", b, cs...)
+	}
+	put, path := canaryOf(t), "attack/"+w.Name("secret")
+	w.Secret(t, path, put.Value)
+	if len(raw(put)) == 0 {
+		t.Error("control: the value that was put in is not in the raw audit file")
+	}
+	harness.Must(t, os.Truncate(dir+"/raw.json", 0))
+	name := w.Name("attack/raw")
+	w.Profile(t, harness.Profile1(name, map[sealed.KeyName]sealed.KeySpec{"KEY": harness.Key(path, []string{string(agentName)}, binding("api.test"))}))
+	g, _ := w.guest(t, name)
+	grant, err := g.Creds(ctx, "KEY", "raw-audit-000001")
+	harness.Must(t, err)
+	harness.Must(t, g.Confirm(ctx, grant))
+	if v, err := g.Reveal(grant); err != nil || v != put.Value {
+		t.Errorf("control: the value was not issued: %v", err)
+	}
+	if len(raw(canary.FromValue("token", string(g.Login.Token)))) == 0 {
+		t.Error("control: the run's token is not in the raw audit file: nothing was logged")
+	}
+	if hits := raw(put); len(hits) > 0 {
+		t.Errorf("found: %v", hits)
+	}
+}
+
+func canaryOf(t *testing.T) *canary.Canary {
+	t.Helper()
+	c, err := canary.New("PUT")
+	harness.Must(t, err)
+	return c
 }

@@ -84,6 +84,23 @@ func (d *Decider) Decide(ctx context.Context) sealed.Decision {
 	return d.bundle.Decide(ctx, sealed.QuestionAuthz, d.input, d.input.Time)
 }
 
+// DecideAll decides a run's n keys at once. Each has a name and a path of its
+// own; by lifetime and risk they are of five kinds.
+func (d *Decider) DecideAll(ctx context.Context, n int) []sealed.Decision {
+	uses := make([]opabundle.Use, n)
+	for i := range uses {
+		k := d.input.Key
+		k.Name = sealed.KeyName(fmt.Sprintf("KEY_%d", i))
+		k.Bindings = []sealed.Binding{{Host: "api.github.com", Methods: []string{"GET"}, Paths: []string{"/repos/acme/" + string(k.Name)}, Header: "Authorization", Format: "Bearer {}"}}
+		k.TTL = int64(600 + 60*(i%4))
+		if i%5 == 0 {
+			k.Risk = sealed.RiskHigh
+		}
+		uses[i] = opabundle.Use{Profile: d.input.Profile, Key: k}
+	}
+	return d.bundle.DecideAll(ctx, *d.input, uses, d.input.Time)
+}
+
 // question has every field set that a real call of the engine sets.
 func question() *sealed.Input {
 	return &sealed.Input{

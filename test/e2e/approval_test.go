@@ -10,6 +10,7 @@ import (
 	"sealed.dev/sealed/internal/vaultclient"
 	"sealed.dev/sealed/test/canary"
 	"sealed.dev/sealed/test/harness"
+	"sealed.dev/sealed/test/harness/require"
 )
 
 // asks is an agent that asks for a key and uses it.
@@ -223,9 +224,7 @@ func TestHighRiskWantsIsolation(t *testing.T) {
 // rootStack is for what only sandboxes with a uid of their own may have.
 func rootStack(t *testing.T) *harness.Stack {
 	t.Helper()
-	if launchers()[0].isolation != sealed.IsolationOwnUID {
-		t.Skip("only root gives sandboxes a uid of their own")
-	}
+	require.Root(t, "only root gives sandboxes a uid of their own")
 	s := harness.Get(t)
 	s.Agent(t, "custom")
 	return s

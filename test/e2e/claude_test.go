@@ -15,6 +15,7 @@ import (
 	"sealed.dev/sealed/internal/sealed"
 	"sealed.dev/sealed/test/canary"
 	"sealed.dev/sealed/test/harness"
+	"sealed.dev/sealed/test/harness/require"
 )
 
 // modelHost is where the model double answers.
@@ -30,7 +31,7 @@ func claude(t *testing.T, s *harness.Stack) string {
 	}
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
-		harness.Need(t, "claude", err.Error())
+		require.Missing(t, "claude", err.Error())
 	}
 	dir := s.Dir(t, 0)
 	to := filepath.Join(dir, "claude")

@@ -18,7 +18,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	harness.Main(m, harness.Options{Hosts: []string{modelHost}})
+	harness.Main(m, harness.Options{Hosts: []string{modelHost}, Programs: os.Getenv(programsEnv)})
 }
 
 // A launcher is who starts the sandboxes, and what they are graded.

@@ -27,7 +27,7 @@ use third`
 func (w *world) start(t *testing.T) (*harness.Process, *canary.Canary) {
 	t.Helper()
 	c, err := canary.New("KEY")
-	must(t, err)
+	harness.Must(t, err)
 	profile := w.static(t, c.Value)
 	p := w.Start(t, harness.Caller{}, "run", "--agent", string(agentName), "--profile", profile, "--no-workspace", "--", "/bin/sh", "-c", steps)
 	p.Await(t, "first: 200")
@@ -37,7 +37,7 @@ func (w *world) start(t *testing.T) (*harness.Process, *canary.Canary) {
 // ended waits until the engine holds a run for over, with every grant dead.
 func (w *world) ended(t *testing.T, id sealed.RunID) {
 	t.Helper()
-	eventually(t, time.Minute, "the run is over in the engine", func() bool {
+	harness.Eventually(t, time.Minute, "the run is over in the engine", func() bool {
 		run, err := w.Engine(t, "operator").Run(t.Context(), id)
 		if err != nil {
 			return false
@@ -91,7 +91,7 @@ func TestVaultGoneMidRun(t *testing.T) {
 		t.Errorf("the key was used %d times out of contact", n-before)
 	}
 	w.repair(t)
-	eventually(t, 30*time.Second, "the engine answers", func() bool {
+	harness.Eventually(t, 30*time.Second, "the engine answers", func() bool {
 		_, err := w.Engine(t, "operator").Run(t.Context(), p.RunID(t))
 		return err == nil
 	})
@@ -175,7 +175,7 @@ func (w *world) enqueuedRuns(t *testing.T) map[sealed.RunID]bool {
 	e := w.Engine(t, "auditor")
 	for f := (vaultclient.LogFilter{Type: "run.enqueued", Limit: 1000}); ; {
 		page, next, err := e.LogEntries(t.Context(), f)
-		must(t, err)
+		harness.Must(t, err)
 		for _, entry := range page {
 			out[entry.Run] = true
 			if !json.Valid(entry.Body) {

@@ -47,13 +47,13 @@ func get(t *testing.T) *world {
 	defer built.Unlock()
 	if built.w == nil {
 		forge, err := guest.Open(t.Context(), s.Stack)
-		must(t, err)
+		harness.Must(t, err)
 		w := &world{Stack: s, forge: forge, programs: filepath.Join(s.Base, "programs")}
-		must(t, os.Mkdir(w.programs, 0o755))
+		harness.Must(t, os.Mkdir(w.programs, 0o755))
 		for _, from := range []string{"private/plugins/vault-plugin-secrets-sealed", "private/plugins/spire-attestor-sealed", "bin/sealed-init", "bin/sealed"} {
 			b, err := os.ReadFile(filepath.Join(s.Status.Dir, from))
-			must(t, err)
-			must(t, os.WriteFile(filepath.Join(w.programs, filepath.Base(from)), b, 0o755))
+			harness.Must(t, err)
+			harness.Must(t, os.WriteFile(filepath.Join(w.programs, filepath.Base(from)), b, 0o755))
 		}
 		built.w = w
 	}
@@ -61,26 +61,10 @@ func get(t *testing.T) *world {
 	return built.w
 }
 
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func eventually(t testing.TB, limit time.Duration, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(limit); !ok(); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("not within %v: %s", limit, what)
-		}
-	}
-}
-
 // crash kills one server of the stack, with its plug-ins.
 func (w *world) crash(t testing.TB, name string) {
 	t.Helper()
-	must(t, w.Kill(context.WithoutCancel(t.Context()), name))
+	harness.Must(t, w.Kill(context.WithoutCancel(t.Context()), name))
 }
 
 // repair starts what is not running, as an administrator would.
@@ -94,7 +78,7 @@ func (w *world) repair(t testing.TB) {
 		Dir: w.Status.Dir, Identity: w.Status.Identity, Module: w.Module, Programs: w.programs, Launchers: w.Status.Launchers[1:],
 		Relay: relay, UpstreamRoots: w.Upstream.CA, Self: []string{os.Args[0], "authority"}, DieWithParent: true,
 	})
-	must(t, err)
+	harness.Must(t, err)
 }
 
 // verify pulls the log and verifies it as a continuation of an earlier head,
@@ -106,7 +90,7 @@ func (w *world) verify(t *testing.T, pinned []byte) []byte {
 		t.Fatalf("verifying: %v", err)
 	}
 	head, err := os.ReadFile(filepath.Join(dir, "checkpoint"))
-	must(t, err)
+	harness.Must(t, err)
 	return head
 }
 
@@ -114,7 +98,7 @@ func (w *world) verify(t *testing.T, pinned []byte) []byte {
 func request(t testing.TB, profile string) sealed.EnqueueRequest {
 	t.Helper()
 	idem, err := sealed.NewULID(time.Now(), nil)
-	must(t, err)
+	harness.Must(t, err)
 	return sealed.EnqueueRequest{
 		IdempotencyKey: idem, Agent: agentName, Mode: sealed.ModeJIT, Profile: sealed.ProfileName(profile),
 		CommandDigest: sealed.CommandDigest([]string{"/bin/true"}), WorkspaceDigest: workspace.EmptyDigest(),
@@ -126,10 +110,10 @@ func (w *world) guest(t *testing.T, profile string) *guest.Guest {
 	t.Helper()
 	r := request(t, profile)
 	q, err := w.Engine(t, "operator").Enqueue(t.Context(), r)
-	must(t, err)
+	harness.Must(t, err)
 	g, err := w.forge.Arrive(t.Context(), q.Run, agentName)
-	must(t, err)
-	must(t, g.Claim(t.Context(), q.Ticket, guest.Measure(r), nil))
+	harness.Must(t, err)
+	harness.Must(t, g.Claim(t.Context(), q.Ticket, guest.Measure(r), nil))
 	return g
 }
 
@@ -160,7 +144,7 @@ func (w *world) pluginPID(t *testing.T) int {
 			continue
 		}
 		stats, err := filepath.Glob("/proc/[0-9]*/stat")
-		must(t, err)
+		harness.Must(t, err)
 		for _, path := range stats {
 			b, err := os.ReadFile(path)
 			if err != nil {
@@ -170,7 +154,7 @@ func (w *world) pluginPID(t *testing.T) int {
 			exe, _ := os.Readlink(filepath.Join(filepath.Dir(path), "exe"))
 			if len(f) > 1 && f[0] != "Z" && f[1] == strconv.Itoa(p.PID) && filepath.Base(exe) == "vault-plugin-secrets-sealed" {
 				pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
-				must(t, err)
+				harness.Must(t, err)
 				return pid
 			}
 		}
@@ -182,7 +166,7 @@ func (w *world) pluginPID(t *testing.T) int {
 func (w *world) tell(t *testing.T, p *harness.Process, what string) {
 	t.Helper()
 	dir := supervise.RunDir(filepath.Join(w.Base, "home", "0", "state", "sealed"), string(p.RunID(t)))
-	must(t, os.WriteFile(filepath.Join(dir, "workspace", what), nil, 0o644))
+	harness.Must(t, os.WriteFile(filepath.Join(dir, "workspace", what), nil, 0o644))
 }
 
 func kill(t *testing.T, pid int) {

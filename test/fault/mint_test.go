@@ -37,12 +37,12 @@ type upstream struct {
 func (w *world) upstream(t *testing.T) *upstream {
 	t.Helper()
 	root, err := w.Root()
-	must(t, err)
+	harness.Must(t, err)
 	u := &upstream{root: root, mount: w.Name("pki")}
 	write := func(path string, data map[string]any) {
 		t.Helper()
 		_, err := root.Write(t.Context(), path, data)
-		must(t, err)
+		harness.Must(t, err)
 	}
 	write("sys/mounts/"+u.mount, map[string]any{"type": "pki"})
 	write(u.mount+"/root/generate/internal", map[string]any{"common_name": "fault test", "key_type": "ec", "key_bits": 256})
@@ -51,7 +51,7 @@ func (w *world) upstream(t *testing.T) *upstream {
 path "auth/token/revoke-accessor" { capabilities = ["update"] }
 path "` + u.mount + `/issue/ci" { capabilities = ["read", "update"] }`})
 	out, err := root.Sys(t.Context(), http.MethodPost, "auth/token/create", map[string]any{"policies": []string{u.mount}, "no_default_policy": true, "period": "1h"})
-	must(t, err)
+	harness.Must(t, err)
 	token, _ := out["auth"].(map[string]any)["client_token"].(string)
 	u.token = []byte(token)
 	return u
@@ -61,7 +61,7 @@ path "` + u.mount + `/issue/ci" { capabilities = ["read", "update"] }`})
 func (u *upstream) leases(t testing.TB) []string {
 	t.Helper()
 	keys, err := u.root.List(context.WithoutCancel(t.Context()), "sys/leases/lookup/"+u.mount+"/issue/ci/")
-	must(t, err)
+	harness.Must(t, err)
 	return keys
 }
 
@@ -71,7 +71,7 @@ func (w *world) source(t *testing.T, u *upstream, addr, ca string) string {
 	t.Helper()
 	name := sealed.Name(w.Name("dynamic"))
 	_, err := w.Engine(t, "admin").WriteSource(t.Context(), sealed.SourceConfig{Name: name, Type: sealed.SourceVaultDynamic, Address: addr, CA: ca, Mount: u.mount}, u.token)
-	must(t, err)
+	harness.Must(t, err)
 	spec := harness.Key("issue/ci", []string{string(agentName)}, binding())
 	spec.Source, spec.Ref.Field = name, "private_key"
 	return w.profile(t, spec)
@@ -86,8 +86,8 @@ func TestF14VaultDiesBetweenMintAndConfirm(t *testing.T) {
 	profile := w.source(t, u, w.forge.Trust.VaultAddr, w.forge.Trust.VaultCA)
 	confirmed, forgotten := w.guest(t, profile), w.guest(t, profile)
 	grant, err := confirmed.Creds(t.Context(), "KEY", "confirmed-000001")
-	must(t, err)
-	must(t, confirmed.Confirm(t.Context(), grant))
+	harness.Must(t, err)
+	harness.Must(t, confirmed.Confirm(t.Context(), grant))
 	keep := u.leases(t)
 	if _, err := forgotten.Creds(t.Context(), "KEY", "forgotten-000001"); err != nil {
 		t.Fatal(err)
@@ -100,7 +100,7 @@ func TestF14VaultDiesBetweenMintAndConfirm(t *testing.T) {
 	if n := len(u.leases(t)); n != 2 {
 		t.Logf("%d credentials right after the restart", n)
 	}
-	eventually(t, time.Minute, "the unconfirmed credential is taken back", func() bool {
+	harness.Eventually(t, time.Minute, "the unconfirmed credential is taken back", func() bool {
 		_, _ = confirmed.Watch(t.Context(), 0, 0) // this run is alive, and says so
 		return len(u.leases(t)) < 2
 	})
@@ -123,7 +123,7 @@ func TestF14VaultDiesInsideMint(t *testing.T) {
 	u := w.upstream(t)
 	var armed atomic.Bool
 	made := make(chan int, 1)
-	addr, ca := front(t, w.forge.Trust.VaultAddr, w.forge.Trust.VaultCA, func(r *http.Response) {
+	addr, ca := front(t, w.forge.Trust.VaultAddr, w.forge.Trust.VaultCA, nil, func(r *http.Response) {
 		if r.StatusCode == http.StatusOK && strings.HasSuffix(r.Request.URL.Path, "/issue/ci") && armed.Swap(false) {
 			made <- len(u.leases(t))
 			w.crash(t, "vault")
@@ -138,7 +138,7 @@ func TestF14VaultDiesInsideMint(t *testing.T) {
 		t.Fatalf("control: %d credentials upstream at the crash, want 1", n)
 	}
 	w.repair(t)
-	eventually(t, time.Minute, "the credential that nobody got is taken back", func() bool { return len(u.leases(t)) == 0 })
+	harness.Eventually(t, time.Minute, "the credential that nobody got is taken back", func() bool { return len(u.leases(t)) == 0 })
 	if _, err := g.Creds(t.Context(), "KEY", "inside-000000001"); err == nil {
 		t.Error("the same request was answered after all")
 	}
@@ -148,22 +148,30 @@ func TestF14VaultDiesInsideMint(t *testing.T) {
 	w.verify(t, nil)
 }
 
-// front is a TLS server before Vault that tells about every answer before it
-// is passed on.
-func front(t *testing.T, to, toCA string, told func(*http.Response)) (addr, ca string) {
+// front is a TLS server before Vault that tells about every request before it
+// is passed on, and about every answer. What is told nil is not told.
+func front(t *testing.T, to, toCA string, asked func(*http.Request), told func(*http.Response)) (addr, ca string) {
 	t.Helper()
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM([]byte(toCA))
 	target, err := url.Parse(to)
-	must(t, err)
+	harness.Must(t, err)
 	proxy := httputil.NewSingleHostReverseProxy(target)
 	proxy.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}
-	proxy.ModifyResponse = func(r *http.Response) error { told(r); return nil }
+	if told != nil {
+		proxy.ModifyResponse = func(r *http.Response) error { told(r); return nil }
+	}
 	proxy.ErrorLog = log.New(io.Discard, "", 0)
 	cert, text := certificate(t)
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	must(t, err)
-	srv := &http.Server{Handler: proxy, TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}, ErrorLog: proxy.ErrorLog, ReadHeaderTimeout: 10 * time.Second}
+	harness.Must(t, err)
+	handler := http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if asked != nil {
+			asked(r)
+		}
+		proxy.ServeHTTP(rw, r)
+	})
+	srv := &http.Server{Handler: handler, TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}, ErrorLog: proxy.ErrorLog, ReadHeaderTimeout: 10 * time.Second}
 	go func() { _ = srv.ServeTLS(l, "", "") }()
 	t.Cleanup(func() { _ = srv.Close() })
 	return "https://" + l.Addr().String(), text
@@ -172,13 +180,13 @@ func front(t *testing.T, to, toCA string, told func(*http.Response)) (addr, ca s
 func certificate(t *testing.T) (tls.Certificate, string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
+	harness.Must(t, err)
 	c := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "front"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
-	must(t, err)
+	harness.Must(t, err)
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }

@@ -20,6 +20,7 @@ import (
 
 	"sealed.dev/sealed/internal/sealed"
 	"sealed.dev/sealed/internal/supervise"
+	"sealed.dev/sealed/test/harness/require"
 )
 
 // A Caller says who runs sealedctl, and how. The zero Caller is the operator,
@@ -32,6 +33,7 @@ type Caller struct {
 	Via     []string      // command that executes its last arguments, such as env; empty: none
 	Dir     string        // working directory, and so the workspace; empty: a new one
 	Timeout time.Duration // 0: one minute
+	Stdout  io.Writer     // where standard output goes; nil: into the Result
 }
 
 // defaultTimeout is far above what any call takes.
@@ -101,6 +103,9 @@ func (s *Stack) Start(t testing.TB, as Caller, args ...string) *Process {
 		p.cmd.Stdin = nil
 	}
 	p.cmd.Stdout, p.cmd.Stderr = p.stdout, p.stderr
+	if as.Stdout != nil {
+		p.cmd.Stdout = as.Stdout
+	}
 	p.start(t)
 	return p
 }
@@ -131,7 +136,7 @@ func (s *Stack) StartTTY(t testing.TB, as Caller, rows, cols int, args ...string
 func (s *Stack) command(t testing.TB, as Caller, args []string) *Process {
 	t.Helper()
 	if as.UID != 0 && as.UID != os.Geteuid() && os.Geteuid() != 0 {
-		t.Skipf("uid %d: only root can become it", as.UID)
+		require.Missing(t, "root", fmt.Sprintf("uid %d: only root can become it", as.UID))
 	}
 	home := s.home(t, as.UID)
 	p := &Process{stdout: newOutput(), stderr: newOutput(), limit: as.Timeout, done: make(chan struct{}), dir: as.Dir,
@@ -283,10 +288,16 @@ func (p *Process) RunID(t testing.TB) sealed.RunID {
 	return Result{Stderr: p.Stderr() + p.Stdout()}.RunID(t)
 }
 
+// RunDir returns the directory of the run, once sealedctl has named it.
+func (p *Process) RunDir(t testing.TB) string {
+	t.Helper()
+	return supervise.RunDir(p.stateDir, string(p.RunID(t)))
+}
+
 // Status reads the status file of the run.
 func (p *Process) Status(t testing.TB) supervise.Status {
 	t.Helper()
-	st, err := supervise.ReadStatus(supervise.RunDir(p.stateDir, string(p.RunID(t))))
+	st, err := supervise.ReadStatus(p.RunDir(t))
 	if err != nil {
 		t.Fatal(err)
 	}

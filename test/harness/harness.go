@@ -3,12 +3,14 @@
 // sandboxes, and the real command sealedctl, as it is built from this tree.
 //
 // One test binary has one stack. Main is the body of its TestMain; the first
-// Get brings the stack up, and Main removes it.
+// Get brings the stack up, and Main removes it. A test that needs another one,
+// such as a stack whose sealed-init has a control switched off (Mutant), has
+// it by Open.
 //
 // # Guarantee
 //
 // A test either meets the real thing or is skipped with the reason; where
-// SEALED_REQUIRE names what is missing (vault, spire, bwrap) it fails. Every
+// SEALED_REQUIRE names what is missing it fails (package require). Every
 // process that was started through the harness is gone when the test is.
 //
 // # What it does not guarantee
@@ -26,7 +28,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -37,6 +38,7 @@ import (
 	"sealed.dev/sealed/internal/audit"
 	"sealed.dev/sealed/internal/devstack"
 	"sealed.dev/sealed/internal/vaultclient"
+	"sealed.dev/sealed/test/harness/require"
 )
 
 // Unprivileged is a uid that may start sandboxes on a stack that root has
@@ -53,6 +55,12 @@ type Options struct {
 	Launchers []int
 	// Hosts of the upstream besides those of Hosts.
 	Hosts []string
+	// Programs is a directory with our programs ready-built, sealedctl among
+	// them, as Stack.Programs makes it. Empty: they are built.
+	Programs string
+	// Cold leaves out the run that shows that the stack works; for an Open with
+	// a sealed-init that can't run one.
+	Cold bool
 }
 
 // A Stack is what Get returns.
@@ -87,6 +95,18 @@ func Main(m *testing.M, o Options) {
 	if len(os.Args) == 4 && os.Args[1] == "authority" && os.Args[2] == "--config" {
 		os.Exit(authority(os.Args[3]))
 	}
+	shared.options, shared.inMain = o.withDefaults(), true
+	status := m.Run()
+	if shared.stack != nil {
+		if err := shared.stack.remove(); err != nil {
+			fmt.Fprintln(os.Stderr, "harness:", err)
+			status = 1
+		}
+	}
+	os.Exit(status)
+}
+
+func (o Options) withDefaults() Options {
 	if o.Identity == "" {
 		o.Identity = devstack.IdentityEmbedded
 		if os.Geteuid() == 0 {
@@ -96,15 +116,7 @@ func Main(m *testing.M, o Options) {
 	if o.Launchers == nil && os.Geteuid() == 0 {
 		o.Launchers = []int{Unprivileged}
 	}
-	shared.options, shared.inMain = o, true
-	status := m.Run()
-	if shared.stack != nil {
-		if err := shared.stack.remove(); err != nil {
-			fmt.Fprintln(os.Stderr, "harness:", err)
-			status = 1
-		}
-	}
-	os.Exit(status)
+	return o
 }
 
 func authority(config string) int {
@@ -135,37 +147,48 @@ func Get(t testing.TB) *Stack {
 	return shared.stack
 }
 
-// Need skips the test for want of what, or fails it where SEALED_REQUIRE, a
-// list with commas, names it.
-func Need(t testing.TB, what, reason string) {
+// Open brings up a stack of the test's own, which ends with the test.
+func Open(t testing.TB, o Options) *Stack {
 	t.Helper()
-	if slices.Contains(strings.Split(os.Getenv("SEALED_REQUIRE"), ","), what) {
-		t.Fatalf("%s is required: %s", what, reason)
+	o = o.withDefaults()
+	o.needs(t)
+	s, err := up(o)
+	if err != nil {
+		t.Fatalf("bringing a stack up: %v", err)
 	}
-	t.Skipf("%s: %s", what, reason)
+	t.Cleanup(func() {
+		if err := s.remove(); err != nil {
+			t.Error(err)
+		}
+	})
+	if !o.Cold {
+		s.warm(t)
+	}
+	return s
 }
 
 // needs looks for what is not built here: the servers and bubblewrap.
 func (o Options) needs(t testing.TB) {
 	t.Helper()
-	if o.Identity == devstack.IdentitySPIRE && os.Geteuid() != 0 {
-		Need(t, "spire", "it attests other users' processes and wants root")
+	if o.Identity == devstack.IdentitySPIRE {
+		require.Root(t, "SPIRE attests other users' processes")
 	}
-	if !slices.ContainsFunc([]string{"/usr/bin/bwrap", "/bin/bwrap", "/usr/local/bin/bwrap"}, exists) {
-		Need(t, "bwrap", "bubblewrap is not installed")
-	}
-	module, err := findModule()
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.Bubblewrap(t)
 	for _, s := range devstack.Servers(o.Identity) {
+		if _, err := exec.LookPath(s.Name); err == nil {
+			continue
+		}
+		module, err := findModule()
+		if err != nil {
+			t.Fatal(err)
+		}
 		name, err := s.CacheName(module)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := exec.LookPath(s.Name); err != nil && !exists(filepath.Join(cacheDir(), "bin", name)) {
+		if !exists(filepath.Join(devstack.CacheDir(os.Getenv), "bin", name)) {
 			what, _, _ := strings.Cut(s.Name, "-")
-			Need(t, what, name+" is not built (sealedctl dev build --servers)")
+			require.Missing(t, what, name+" is not built (sealedctl dev build --servers)")
 		}
 	}
 }
@@ -173,17 +196,6 @@ func (o Options) needs(t testing.TB) {
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
-}
-
-// cacheDir is where sealedctl keeps the servers, too.
-func cacheDir() string {
-	if c := os.Getenv("SEALED_CACHE"); c != "" {
-		return c
-	}
-	if c := os.Getenv("XDG_CACHE_HOME"); c != "" {
-		return filepath.Join(c, "sealed")
-	}
-	return filepath.Join(os.Getenv("HOME"), ".cache", "sealed")
 }
 
 // findModule returns the directory of go.mod, here or above.
@@ -203,9 +215,12 @@ func findModule() (string, error) {
 // up makes everything below one short directory: a Unix socket's name is
 // short, and the uids of sandboxes must be able to pass.
 func up(o Options) (*Stack, error) {
-	module, err := findModule()
-	if err != nil {
-		return nil, err
+	var module string
+	var err error
+	if o.Programs == "" {
+		if module, err = findModule(); err != nil {
+			return nil, err
+		}
 	}
 	base, err := os.MkdirTemp("", "sl")
 	if err != nil {
@@ -231,9 +246,15 @@ func (s *Stack) fill(o Options) error {
 		return err
 	}
 	built := make(chan error, 1)
-	go func() { built <- build(ctx, s.Module, s.Sealedctl, "./cmd/sealedctl") }()
+	go func() {
+		if o.Programs != "" {
+			built <- link(filepath.Join(o.Programs, "sealedctl"), s.Sealedctl)
+			return
+		}
+		built <- build(ctx, s.Module, s.Sealedctl, "./cmd/sealedctl")
+	}()
 	stack, err := devstack.Up(ctx, devstack.Config{
-		Dir: filepath.Join(s.Base, "s"), Identity: o.Identity, CacheDir: cacheDir(), Module: s.Module, Launchers: o.Launchers,
+		Dir: filepath.Join(s.Base, "s"), Identity: o.Identity, CacheDir: devstack.CacheDir(os.Getenv), Module: s.Module, Programs: o.Programs, Launchers: o.Launchers,
 		Relay: s.Upstream.relay(), UpstreamRoots: s.Upstream.CA, Self: []string{os.Args[0], "authority"}, DieWithParent: true,
 	})
 	s.Stack = stack
@@ -260,31 +281,6 @@ func (s *Stack) warm(t testing.TB) {
 		time.Sleep(500 * time.Millisecond)
 	}
 	t.Fatal("the stack gives no identity")
-}
-
-// build builds a program of this repository, static, for everyone to run.
-func build(ctx context.Context, module, to, pkg string) error {
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", to, pkg)
-	cmd.Dir = module
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("building %s: %w: %s", pkg, err, out)
-	}
-	return os.Chmod(to, 0o755)
-}
-
-// Build builds a program of this repository into a directory that sandboxes
-// can be shown with --read-only, and returns its path.
-func (s *Stack) Build(t testing.TB, pkg string) string {
-	t.Helper()
-	to := filepath.Join(s.Base, "built", filepath.Base(pkg))
-	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := build(t.Context(), s.Module, to, pkg); err != nil {
-		t.Fatal(err)
-	}
-	return to
 }
 
 func (s *Stack) remove() error {

@@ -160,6 +160,7 @@ func (u *Upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			_ = http.NewResponseController(w).Flush()
 		}
 	case "hold":
+		w.Header().Set("Content-Type", "application/x-ndjson") // framed by lines: each comes as it is written
 		_, _ = io.WriteString(w, "held here until released\n")
 		_ = http.NewResponseController(w).Flush()
 		select {

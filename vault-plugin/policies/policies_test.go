@@ -49,7 +49,7 @@ func TestRoles(t *testing.T) {
 		}
 		for path, r := range rules {
 			for _, c := range r.Capabilities {
-				if !slices.Contains([]string{"create", "read", "update", "delete", "list", "sudo"}, c) {
+				if !slices.Contains([]string{"create", "read", "update", "patch", "delete", "list", "sudo"}, c) {
 					t.Errorf("%s %s: unknown capability %q", role, path, c)
 				}
 			}
@@ -59,7 +59,7 @@ func TestRoles(t *testing.T) {
 		}
 	}
 	slices.Sort(roles)
-	want := []string{"sealed-agent", "sealed-approver", "sealed-auditor", "sealed-operator", "sealed-policy", "sealed-profiles", "sealed-root", "sealed-secrets"}
+	want := []string{"sealed-agent", "sealed-approver", "sealed-auditor", "sealed-operator", "sealed-policy", "sealed-profiles", "sealed-root", "sealed-secrets", "sealed-user-profiles"}
 	if diff := cmp.Diff(want, roles); diff != "" {
 		t.Error(diff)
 	}
@@ -99,6 +99,11 @@ func TestSeparation(t *testing.T) {
 		{"sealed/secrets/ci/github", "read", []string{"sealed-secrets"}},
 		{"sealed/agents/codex", "update", []string{"sealed-profiles"}},
 		{"sealed/profiles/system/team/release", "update", []string{"sealed-profiles"}},
+		{"sealed/profiles/workflow/team/release", "patch", []string{"sealed-profiles"}},
+		{"sealed/profiles/user/e-1/team/release", "update", []string{"sealed-profiles"}},
+		{"sealed/profiles/user/{{identity.entity.id}}/team/release", "update", []string{"sealed-profiles", "sealed-user-profiles"}},
+		{"sealed/profiles/preview", "update", []string{"sealed-operator", "sealed-profiles"}},
+		{"sealed/profiles/preview-as", "update", []string{"sealed-profiles"}},
 		{"sealed/runs", "update", []string{"sealed-operator"}},
 		{"sealed/runs/01ARZ3NDEKTSV4RRFFQ69G5FAV", "read", []string{"sealed-auditor", "sealed-operator"}},
 		{"sealed/runs/01ARZ3NDEKTSV4RRFFQ69G5FAV/close", "update", []string{"sealed-operator"}},
@@ -112,6 +117,8 @@ func TestSeparation(t *testing.T) {
 		{"sealed/approvals/01ARZ3NDEKTSV4RRFFQ69G5FAV/deny", "update", []string{"sealed-approver"}},
 		{"sealed/log/entries", "read", []string{"sealed-auditor", "sealed-operator"}},
 		{"sealed/log/entries", "update", nil},
+		{"sealed/log/seen", "update", []string{"sealed-auditor", "sealed-operator"}},
+		{"sealed/config/attest-rollback", "update", []string{"sealed-root"}},
 	}
 	for _, tt := range tests {
 		var got []string

@@ -1,6 +1,10 @@
-# Reads the log, the records and what was stopped. Changes nothing.
+# Reads the log, the records and what was stopped. Changes nothing, but that a
+# checkpoint it has kept proves a restore, which stops the mount.
 path "{{mount}}/log/*" {
   capabilities = ["read"]
+}
+path "{{mount}}/log/seen" {
+  capabilities = ["update"]
 }
 path "{{mount}}/runs" {
   capabilities = ["list"]

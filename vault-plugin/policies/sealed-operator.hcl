@@ -14,6 +14,12 @@ path "{{mount}}/runs/+/close" {
 path "{{mount}}/runs/+/stop" {
   capabilities = ["update"]
 }
+path "{{mount}}/runs/+/replay" {
+  capabilities = ["update"]
+}
+path "{{mount}}/watch" {
+  capabilities = ["update"]
+}
 path "{{mount}}/runs/+/record" {
   capabilities = ["read"]
 }
@@ -41,11 +47,17 @@ path "{{mount}}/approvals/" {
 path "{{mount}}/approvals/+" {
   capabilities = ["read"]
 }
+path "{{mount}}/profiles/preview" {
+  capabilities = ["update"]
+}
 path "{{mount}}/policy/decide" {
   capabilities = ["update"]
 }
 path "{{mount}}/log/*" {
   capabilities = ["read"]
+}
+path "{{mount}}/log/seen" {
+  capabilities = ["update"]
 }
 # After a hard revocation: drop the leases of the runs it stopped.
 path "sys/leases/revoke-prefix/{{mount}}/runs/*" {

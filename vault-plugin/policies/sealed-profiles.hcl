@@ -7,5 +7,5 @@ path "{{mount}}/agents/*" {
   capabilities = ["create", "read", "update", "delete", "list"]
 }
 path "{{mount}}/profiles/*" {
-  capabilities = ["create", "read", "update", "delete", "list"]
+  capabilities = ["create", "read", "update", "patch", "delete", "list"]
 }

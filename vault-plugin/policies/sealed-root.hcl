@@ -9,3 +9,6 @@ path "{{mount}}/config/trust-bundle" {
 path "{{mount}}/config/policy-keys" {
   capabilities = ["read", "update"]
 }
+path "{{mount}}/config/attest-rollback" {
+  capabilities = ["read", "update"]
+}

@@ -15,6 +15,7 @@ import (
 	"sealed.dev/sealed/internal/sandbox/local"
 	"sealed.dev/sealed/internal/sandbox/sandboxtest"
 	"sealed.dev/sealed/internal/sealed"
+	"sealed.dev/sealed/test/harness/require"
 )
 
 // The second half of the tests runs as an ordinary user, in this binary
@@ -32,20 +33,12 @@ func TestMain(m *testing.M) {
 
 func needBwrap(t *testing.T) {
 	t.Helper()
-	if _, err := os.Stat("/usr/bin/bwrap"); err == nil {
-		return
-	}
-	if strings.Contains(os.Getenv("SEALED_REQUIRE"), "bwrap") {
-		t.Fatal("bwrap is required")
-	}
-	t.Skip("bwrap is not installed")
+	require.Bubblewrap(t)
 }
 
 func needRoot(t *testing.T) {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root, for a uid of its own")
-	}
+	require.Root(t, "for a uid of its own")
 }
 
 func TestConformanceOwnUID(t *testing.T) {
@@ -141,9 +134,7 @@ func TestNoUserNamespaces(t *testing.T) {
 }
 
 func BenchmarkStart(b *testing.B) {
-	if os.Getuid() != 0 {
-		b.Skip("needs root")
-	}
+	require.Root(b, "for a uid of its own")
 	probe := sandboxtest.BuildProbe(b, sandboxtest.OpenDir(b))
 	bench := sandboxtest.Bench{Driver: local.Driver{}, Probe: probe, UID: runUID, Isolation: sealed.IsolationOwnUID}
 	for b.Loop() {

@@ -11,8 +11,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-
-	"sealed.dev/sealed/internal/redact"
 )
 
 // A refusal is why a request is not forwarded.
@@ -29,6 +27,7 @@ type exchange struct {
 	candidates []*live // bindings of the host or endpoint
 	chosen     *live
 	query      string
+	holds      func(text string) bool // whether text holds a value or something of ours
 }
 
 // A check refuses a request or lets it pass. They run in order; each may
@@ -46,6 +45,7 @@ func requestChecks() []check {
 		{"binding", checkBinding},
 		{"mint", checkMint},
 		{"foreign", checkForeign},
+		{"value", checkValue},
 	}
 }
 
@@ -119,6 +119,15 @@ func checkForeign(x *exchange) *refusal {
 	return nil
 }
 
+// checkValue refuses a value in the URL, where it can't be masked without
+// making it another request. In headers and body it is masked; see scrub.go.
+func checkValue(x *exchange) *refusal {
+	if x.holds(x.path + "\n" + x.query) {
+		return &refusal{EventDenied, "value_in_url", http.StatusForbidden, "the URL holds a credential"}
+	}
+	return nil
+}
+
 // carries reports whether any credential header holds the placeholder.
 func carries(r *http.Request, placeholder string) bool {
 	for _, name := range credentialHeaders {
@@ -170,7 +179,7 @@ func (p *Proxy) forward(w http.ResponseWriter, r *http.Request, escapedPath stri
 		p.deny(w, EventDenied, "", "path", http.StatusBadRequest, err.Error())
 		return
 	}
-	x := &exchange{r: r, path: path, candidates: candidates}
+	x := &exchange{r: r, path: path, candidates: candidates, holds: p.holds}
 	for _, c := range p.checks {
 		if no := c.run(x); no != nil {
 			key := ""
@@ -188,12 +197,12 @@ func (p *Proxy) forward(w http.ResponseWriter, r *http.Request, escapedPath stri
 	}
 	defer cancel()
 	p.cfg.Event(EventUsed, string(x.chosen.Key), x.chosen.Rule.Host)
-	p.exchange(ctx, w, x)
+	p.exchange(ctx, cancel, w, x)
 }
 
 // exchange sends the rebuilt request and copies the answer.
-func (p *Proxy) exchange(ctx context.Context, w http.ResponseWriter, x *exchange) {
-	out, err := rebuild(ctx, w, x)
+func (p *Proxy) exchange(ctx context.Context, cancel context.CancelFunc, w http.ResponseWriter, x *exchange) {
+	out, err := p.rebuild(ctx, w, x)
 	if err != nil {
 		refuse(w, http.StatusBadGateway, "the request could not be rebuilt")
 		return
@@ -215,7 +224,7 @@ func (p *Proxy) exchange(ctx context.Context, w http.ResponseWriter, x *exchange
 		refuse(w, http.StatusBadGateway, "the upstream answered in an encoding that can't be scrubbed")
 		return
 	}
-	p.answer(w, resp, body)
+	p.answer(w, resp, body, cancel)
 }
 
 // droppedHeaders are hop-by-hop (RFC 9110 §7.6.1), or tell an origin or a
@@ -224,18 +233,19 @@ var droppedHeaders = []string{"Connection", "Keep-Alive", "Proxy-Connection", "T
 	"Forwarded", "Via", "Accept-Encoding", "X-Http-Method-Override", "X-Http-Method", "X-Method-Override", "X-Original-Url", "X-Rewrite-Url", "Content-Length", "Host"}
 
 // rebuild makes the outgoing request from what was checked, and nothing else.
-func rebuild(ctx context.Context, w http.ResponseWriter, x *exchange) (*http.Request, error) {
+// What the agent wrote is scrubbed.
+func (p *Proxy) rebuild(ctx context.Context, w http.ResponseWriter, x *exchange) (*http.Request, error) {
 	rule := x.chosen.Rule
 	u := &url.URL{Scheme: "https", Host: rule.HostPort(), Path: x.path, RawQuery: x.query}
-	var body io.Reader = http.NoBody
-	if x.r.ContentLength != 0 {
-		body = http.MaxBytesReader(w, x.r.Body, maxBody)
+	body, length, err := p.scrubBody(w, x.r)
+	if err != nil {
+		return nil, err
 	}
 	out, err := http.NewRequestWithContext(ctx, x.r.Method, u.String(), body)
 	if err != nil {
 		return nil, fmt.Errorf("rebuilding request: %w", err)
 	}
-	out.ContentLength = x.r.ContentLength
+	out.ContentLength = length
 	out.Host = rule.Host
 	drop := append(slices.Clone(droppedHeaders), credentialHeaders...)
 	for _, v := range x.r.Header.Values("Connection") {
@@ -249,6 +259,7 @@ func rebuild(ctx context.Context, w http.ResponseWriter, x *exchange) (*http.Req
 		}
 		out.Header[name] = slices.Clone(values)
 	}
+	p.scrubHeader(out.Header)
 	out.Header.Set("Accept-Encoding", "identity")
 	err = x.chosen.Value.Reveal(func(v []byte) error {
 		if len(v) == 0 {
@@ -270,40 +281,4 @@ func decoded(resp *http.Response) (io.Reader, error) {
 		return gzip.NewReader(resp.Body)
 	}
 	return nil, errors.New("unknown content encoding")
-}
-
-// answer streams the scrubbed answer, chunk by chunk. Redirects are passed
-// back as they are: the agent may follow them, without the value.
-func (p *Proxy) answer(w http.ResponseWriter, resp *http.Response, body io.Reader) {
-	for name, values := range resp.Header {
-		if slices.Contains([]string{"Connection", "Keep-Alive", "Proxy-Authenticate", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "Content-Length", "Alt-Svc", "Content-Encoding"}, name) {
-			continue
-		}
-		for _, v := range values {
-			w.Header().Add(name, string(redact.Bytes([]byte(v), p.cfg.Set)))
-		}
-	}
-	w.WriteHeader(resp.StatusCode)
-	flush := http.NewResponseController(w)
-	out := redact.NewWriter(w, p.cfg.Set, "upstream")
-	defer func() { _ = out.Close() }()
-	buf := make([]byte, 32<<10)
-	for {
-		n, err := body.Read(buf)
-		if n > 0 {
-			if _, werr := out.Write(buf[:n]); werr != nil {
-				return
-			}
-			_ = out.Flush()
-			_ = flush.Flush()
-		}
-		if errors.Is(err, io.EOF) {
-			return
-		}
-		if err != nil {
-			// A cut stream must not look like a complete one.
-			_ = out.Close()
-			panic(http.ErrAbortHandler)
-		}
-	}
 }

@@ -15,12 +15,25 @@
 // canonicalised and rebuilt here, whose CONNECT authority, SNI and Host name
 // the bound host, whose method and path the binding allows, that carried the
 // run's own placeholder and no other credential, over TLS verified with the
-// caller's roots. Redirects are not followed. Answers pass the redactor.
+// caller's roots. Redirects are not followed.
+//
+// What the agent sends on such a request (headers, body) passes the redactor
+// before the value is put in: a value that the agent holds by env delivery, a
+// token or a placeholder does not go to a model as a prompt. In a URL it is
+// refused. Answers pass the redactor, too, and the agent, who reads them and
+// may have chosen what they repeat, learns nothing but whole matches: what is
+// held back depends on the position in the stream only (R22). The last few
+// hundred bytes of an answer come when it goes on or ends, or, in an event
+// stream or JSON lines, with the end of their event or line. An answer that
+// pauses for ten minutes is cut.
 //
 // # What it does not guarantee
 //
-// An allowed API can still be used as a covert channel, and an opaque tunnel
-// to an unbound host can't be looked into.
+// An allowed API can still be used as a covert channel. An opaque tunnel to an
+// unbound host can't be looked into, and neither can a request body that the
+// agent has compressed. A value that an upstream spreads over several events of
+// a stream, or over far more bytes than it has, is found too late to be masked
+// whole.
 package proxy
 
 import (
@@ -66,6 +79,7 @@ type Config struct {
 	Allow        []string // hosts of mode allowlist, as in sealed.SandboxSpec
 	Set          *redact.Set
 	Event        func(typ, key, detail string) // may be nil; detail is a host or a fixed code
+	Redacted     func([]redact.Count)          // may be nil; hears of what was masked in both directions
 	Control      http.Handler                  // may be nil
 	ControlToken string
 	Clock        func() time.Time // nil: time.Now
@@ -95,6 +109,9 @@ type Proxy struct {
 	transport *http.Transport
 	checks    []check
 	slots     chan struct{} // bounds the requests under way
+	idle      time.Duration // see idleLimit
+	plain     bool          // switches request scrubbing off, for a test
+	ordinary  bool          // switches the steady hold-back off, for a test
 
 	mu       sync.Mutex
 	bindings map[string]*live // by ID
@@ -109,6 +126,10 @@ const (
 	maxInFlight = 64
 	maxHeader   = 64 << 10
 	maxBody     = 64 << 20
+	// maxHeld is the longest request body that is scrubbed as a whole.
+	maxHeld = 1 << 20
+	// idleLimit is how long an upstream may pause within an answer.
+	idleLimit = 10 * time.Minute
 )
 
 // New makes a proxy with no binding.
@@ -125,11 +146,14 @@ func New(cfg Config) (*Proxy, error) {
 	if cfg.Event == nil {
 		cfg.Event = func(string, string, string) {}
 	}
+	if cfg.Redacted == nil {
+		cfg.Redacted = func([]redact.Count) {}
+	}
 	ca, err := newAuthority(cfg.Hosts, cfg.Clock, cfg.Rand)
 	if err != nil {
 		return nil, err
 	}
-	p := &Proxy{cfg: cfg, ca: ca, bindings: map[string]*live{}, checks: requestChecks(), slots: make(chan struct{}, maxInFlight)}
+	p := &Proxy{cfg: cfg, ca: ca, bindings: map[string]*live{}, checks: requestChecks(), slots: make(chan struct{}, maxInFlight), idle: idleLimit}
 	p.thaw, p.freeze = context.WithCancel(context.Background())
 	p.transport = &http.Transport{
 		DialTLSContext: p.dialUpstream,

@@ -180,6 +180,7 @@ func TestAnswersAreScrubbedAndStreamed(t *testing.T) {
 	step := make(chan struct{})
 	r := newRig(t, nil, func(w http.ResponseWriter, req *http.Request) {
 		w.Header().Set("X-Echo", req.Header.Get("Authorization"))
+		w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
 		_, _ = io.WriteString(w, "data: first\n\n")
 		w.(http.Flusher).Flush()
 		<-step
@@ -199,8 +200,8 @@ func TestAnswersAreScrubbedAndStreamed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	first := make([]byte, 11)
-	if _, err := io.ReadFull(resp.Body, first); err != nil || string(first) != "data: first" {
+	first := make([]byte, 13)
+	if _, err := io.ReadFull(resp.Body, first); err != nil || string(first) != "data: first\n\n" {
 		t.Fatalf("first event before the second was sent: %q, %v", first, err)
 	}
 	close(step)

@@ -1,7 +1,13 @@
-// Package sourcetest starts a real Vault for the tests of the sources that
+// Package sourcetest is what every kind of source is tested with: a conformance
+// suite with upstreams that misbehave, and a real Vault for the sources that
 // talk to one. It is for tests only and guarantees nothing else.
 //
-// The program is $SEALED_VAULT_BIN, or vault on the path. Without it a test is
+// The suite (Case) plays each hostile answer at each call of a mint: the source
+// has to fail with sealed.ErrUnavailable, in time, without a value, without
+// another try, without following anything, and without a word of what the
+// upstream sent.
+//
+// The Vault is $SEALED_VAULT_BIN, or vault on the path. Without it a test is
 // skipped and says so, unless SEALED_REQUIRE lists vault: then it fails.
 package sourcetest
 
@@ -38,8 +44,8 @@ type Server struct {
 	client *http.Client
 }
 
-// Start starts a server that dies with the test.
-func Start(t testing.TB) *Server {
+// Start starts a server that dies with the test, with further flags.
+func Start(t testing.TB, flags ...string) *Server {
 	t.Helper()
 	bin := os.Getenv("SEALED_VAULT_BIN")
 	if bin == "" {
@@ -52,7 +58,8 @@ func Start(t testing.TB) *Server {
 		t.Skip("no Vault server: set SEALED_VAULT_BIN")
 	}
 	dir, addr := t.TempDir(), freeAddr(t)
-	cmd := exec.Command(bin, "server", "-dev", "-dev-tls", "-dev-tls-cert-dir="+dir, "-dev-root-token-id="+RootToken, "-dev-listen-address="+addr, "-dev-no-store-token")
+	args := []string{"server", "-dev", "-dev-tls", "-dev-tls-cert-dir=" + dir, "-dev-root-token-id=" + RootToken, "-dev-listen-address=" + addr, "-dev-no-store-token"}
+	cmd := exec.Command(bin, append(args, flags...)...)
 	cmd.Env = []string{"HOME=" + dir, "PATH=" + os.Getenv("PATH")}
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
@@ -132,6 +139,11 @@ func (s *Server) Do(method, path string, body any) map[string]any {
 		s.t.Fatalf("%s %s: %d %v", method, path, code, out)
 	}
 	return out
+}
+
+// Try makes a call with a token and returns the status.
+func (s *Server) Try(token, method, path string) (int, map[string]any) {
+	return s.call(token, method, path, nil)
 }
 
 // Token makes a periodic token with one policy and nothing else, as a source

@@ -3,6 +3,7 @@ package vaultdynamic_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -79,7 +80,7 @@ func TestRealVault(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m.Handle != handle || m.TTL <= 0 || m.TTL > 10*time.Minute {
+	if !strings.HasPrefix(m.Handle, handle+" pki/issue/ci/") || m.TTL <= 0 || m.TTL > 10*time.Minute || m.Max != 0 {
 		t.Errorf("%+v", m)
 	}
 	_ = m.Value.Reveal(func(b []byte) error {
@@ -94,8 +95,8 @@ func TestRealVault(t *testing.T) {
 	if got := revoked(srv); got != 0 {
 		t.Fatalf("%d revoked before anybody asked", got)
 	}
-	for range 2 { // idempotent
-		if err := s.Revoke(ctx, handle); err != nil {
+	for _, h := range []string{m.Handle, m.Handle, handle} { // idempotent
+		if err := s.Revoke(ctx, h); err != nil {
 			t.Error(err)
 		}
 	}
@@ -160,4 +161,120 @@ func TestRefusals(t *testing.T) {
 	if _, err := s.Prepare(ctx, sealed.KeyRef{Path: "../sys"}); !errors.Is(err, sealed.ErrInvalid) {
 		t.Error(err)
 	}
+}
+
+// TestRealRenewal: a lease that the upstream lets us prolong is prolonged, and
+// ends with the child token that made it.
+func TestRealRenewal(t *testing.T) {
+	srv := sourcetest.Start(t, "-dev-leased-kv")
+	srv.Do(http.MethodPost, "sys/mounts/leased", map[string]any{"type": "kv", "options": map[string]any{"version": "1"}})
+	srv.Do(http.MethodPost, "leased/creds", map[string]any{"password": "value-with-a-lease", "ttl": "120s"})
+	token := srv.Token(`
+path "auth/token/create" { capabilities = ["update"] }
+path "auth/token/revoke-accessor" { capabilities = ["update"] }
+path "sys/leases/renew" { capabilities = ["update"] }
+path "leased/creds" { capabilities = ["read"] }`)
+	s, err := vaultdynamic.Open(srv.Config(sealed.SourceVaultDynamic, "leased"), secret.New(token), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, ref := t.Context(), sealed.KeyRef{Path: "creds", Field: "password"}
+	handle, err := s.Prepare(ctx, ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := s.Mint(ctx, ref, handle)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.TTL != 2*time.Minute || m.Max <= 50*time.Minute || m.Max > vaultdynamic.MaxTTL {
+		t.Errorf("%+v", m)
+	}
+	if left, err := s.Renew(ctx, m.Handle); err != nil || left <= 0 || left > vaultdynamic.MaxTTL {
+		t.Errorf("renewing: %s, %v", left, err)
+	}
+	if err := s.Revoke(ctx, m.Handle); err != nil {
+		t.Error(err)
+	}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if _, err = s.Renew(ctx, m.Handle); errors.Is(err, sealed.ErrUnavailable) {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("a lease outlived the child token")
+		}
+	}
+	if _, err := s.Renew(ctx, handle); !errors.Is(err, sealed.ErrUnavailable) {
+		t.Errorf("a handle without a lease was renewed: %v", err)
+	}
+}
+
+// TestRealParameters: ssh/creds and pki/issue want to be told something.
+func TestRealParameters(t *testing.T) {
+	srv := sourcetest.Start(t)
+	srv.Do(http.MethodPost, "sys/mounts/ssh", map[string]any{"type": "ssh"})
+	srv.Do(http.MethodPost, "ssh/roles/otp", map[string]any{"key_type": "otp", "default_user": "ci", "cidr_list": "10.0.0.0/8"})
+	token := srv.Token(`
+path "auth/token/create" { capabilities = ["update"] }
+path "auth/token/revoke-accessor" { capabilities = ["update"] }
+path "ssh/creds/otp" { capabilities = ["update"] }`)
+	s, err := vaultdynamic.Open(srv.Config(sealed.SourceVaultDynamic, "ssh"), secret.New(token), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ref, ok := range map[string]bool{"creds/otp?ip=10.1.2.3": true, "creds/otp?ip=192.0.2.1": false} {
+		ref := sealed.KeyRef{Path: ref, Field: "key"}
+		handle, err := s.Prepare(t.Context(), ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := s.Mint(t.Context(), ref, handle)
+		if ok != (err == nil) || ok != (m.Value != nil) {
+			t.Errorf("%s: %v", ref.Path, err)
+		}
+		if err := s.Revoke(t.Context(), handle); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// double answers as a Vault does that makes a credential. It is a double.
+func double() http.Handler {
+	mux := http.NewServeMux()
+	reply := func(w http.ResponseWriter, r *http.Request, token, body string) {
+		w.Header().Set("Content-Type", "application/json")
+		if r.Header.Get("X-Vault-Token") != token {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		_, _ = io.WriteString(w, body)
+	}
+	mux.HandleFunc("GET /v1/sys/internal/ui/mounts/db", func(w http.ResponseWriter, r *http.Request) {
+		reply(w, r, "s.own", `{"data":{"type":"database"}}`)
+	})
+	mux.HandleFunc("POST /v1/auth/token/create", func(w http.ResponseWriter, r *http.Request) {
+		reply(w, r, "s.own", `{"auth":{"client_token":"s.child","accessor":"accessor-of-child"}}`)
+	})
+	mux.HandleFunc("POST /v1/auth/token/revoke-accessor", func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusNoContent)
+	})
+	mux.HandleFunc("GET /v1/db/creds/ci", func(w http.ResponseWriter, r *http.Request) {
+		reply(w, r, "s.child", `{"lease_id":"db/creds/ci/x","lease_duration":600,"renewable":true,"data":{"password":"value-of-the-upstream"}}`)
+	})
+	return mux
+}
+
+func TestConformance(t *testing.T) {
+	sourcetest.Run(t, sourcetest.Case{
+		Config: func(address, ca string) sealed.SourceConfig {
+			return sealed.SourceConfig{Name: "db", Type: sealed.SourceVaultDynamic, Address: address, CA: ca, Mount: "db"}
+		},
+		Open: func(cfg sealed.SourceConfig) (sourcetest.Source, error) {
+			return vaultdynamic.Open(cfg, secret.New([]byte("s.own")), nil)
+		},
+		Good:    double,
+		Ref:     sealed.KeyRef{Path: "creds/ci", Field: "password"},
+		Want:    "value-of-the-upstream",
+		BadRefs: []sealed.KeyRef{{Path: "../x"}, {Path: "a//b"}, {Path: ""}, {Path: "a?x=1&x=2"}, {Path: "a?=1"}, {Path: "a?"}, {Path: "a", Version: 1}},
+	})
 }

@@ -2,19 +2,20 @@
 // Vault.
 //
 // It reads one field of one secret with the source's own token, which needs
-// "read" on <mount>/data/<path> and nothing else. Package source states what a
-// call guarantees. A value that was read can't be un-issued here: revoking it
-// means to write another one upstream.
+// "read" on <mount>/data/<path>, and "update" on auth/token/renew-self if it is
+// to be kept alive. The token is the credential, or comes from a login by
+// AppRole or JWT. Package source states what a call guarantees. A value that was
+// read can't be un-issued here: revoking it means to write another one upstream.
 package vaultkv
 
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"strconv"
+	"time"
 
 	"sealed.dev/sealed/internal/sealed"
 	"sealed.dev/sealed/internal/secret"
@@ -25,20 +26,20 @@ import (
 const defaultField = "value"
 
 // A Source reads from one mount. It is safe for concurrent use.
-type Source struct{ vault *source.Vault }
+type Source struct {
+	source.Static
+	vault *source.Vault
+}
 
-// Open makes a source and takes ownership of token. It makes no call. The
-// error matches sealed.ErrInvalid.
-func Open(cfg sealed.SourceConfig, token *secret.Value) (*Source, error) {
-	v, err := source.NewVault(cfg, token, true)
+// Open makes a source and takes ownership of credential; now nil means
+// time.Now. It makes no call. The error matches sealed.ErrInvalid.
+func Open(cfg sealed.SourceConfig, credential *secret.Value, now func() time.Time) (*Source, error) {
+	v, err := source.NewVault(cfg, credential, true, now)
 	if err != nil {
 		return nil, err
 	}
 	return &Source{vault: v}, nil
 }
-
-// Prepare prepares nothing: there is nothing to revoke later.
-func (*Source) Prepare(context.Context, sealed.KeyRef) (string, error) { return "", nil }
 
 // Mint reads the newest version of a field, or the pinned one. The error
 // matches sealed.ErrUnavailable, and sealed.ErrNotFound too when the secret
@@ -58,8 +59,7 @@ func (s *Source) Mint(ctx context.Context, ref sealed.KeyRef, _ string) (source.
 		} `json:"data"`
 	}
 	if err := s.vault.Do(ctx, call, &answer); err != nil {
-		var status *source.StatusError
-		if errors.As(err, &status) && status.Code == http.StatusNotFound {
+		if source.NotFound(err) {
 			err = fmt.Errorf("%w: %w", sealed.ErrNotFound, err)
 		}
 		return source.Minted{}, fmt.Errorf("reading secret: %w", err)
@@ -76,11 +76,8 @@ func (s *Source) Mint(ctx context.Context, ref sealed.KeyRef, _ string) (source.
 	return source.Minted{Value: value}, nil
 }
 
-// Revoke does nothing: the value is not ours to take back.
-func (*Source) Revoke(context.Context, string) error { return nil }
+// Keep renews the source's own token when that is due.
+func (s *Source) Keep(ctx context.Context) error { return s.vault.Keep(ctx) }
 
 // Check reports whether the token sees a KV version 2 mount.
 func (s *Source) Check(ctx context.Context) error { return s.vault.CheckMount(ctx, "kv") }
-
-// Revocable reports false.
-func (*Source) Revocable() bool { return false }

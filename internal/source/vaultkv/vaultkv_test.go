@@ -3,6 +3,7 @@ package vaultkv_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -12,6 +13,61 @@ import (
 	"sealed.dev/sealed/internal/source/sourcetest"
 	"sealed.dev/sealed/internal/source/vaultkv"
 )
+
+// double answers as a Vault does that has one secret. It is a double.
+func double() http.Handler {
+	mux := http.NewServeMux()
+	reply := func(w http.ResponseWriter, r *http.Request, body string) {
+		w.Header().Set("Content-Type", "application/json")
+		if r.Header.Get("X-Vault-Token") != "s.token" {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		_, _ = io.WriteString(w, body)
+	}
+	mux.HandleFunc("GET /v1/sys/internal/ui/mounts/kv", func(w http.ResponseWriter, r *http.Request) {
+		reply(w, r, `{"data":{"type":"kv","options":{"version":"2"}}}`)
+	})
+	mux.HandleFunc("GET /v1/kv/data/ci/github", func(w http.ResponseWriter, r *http.Request) {
+		reply(w, r, `{"data":{"data":{"token":"value-of-the-upstream"},"metadata":{"version":3}}}`)
+	})
+	mux.HandleFunc("POST /v1/auth/team/approle/login", func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if string(body) != `{"role_id":"role","secret_id":"login"}` || r.Header.Get("X-Vault-Token") != "" {
+			w.WriteHeader(http.StatusBadRequest)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, `{"auth":{"client_token":"s.token","lease_duration":3600,"renewable":true}}`)
+	})
+	return mux
+}
+
+func TestConformance(t *testing.T) {
+	for name, auth := range map[string]struct {
+		how        sealed.SourceAuth
+		credential string
+	}{
+		"token":   {sealed.SourceAuth{}, "s.token"},
+		"approle": {sealed.SourceAuth{Method: sealed.AuthAppRole, Mount: "team/approle", Role: "role"}, "login"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sourcetest.Run(t, sourcetest.Case{
+				Config: func(address, ca string) sealed.SourceConfig {
+					return sealed.SourceConfig{Name: "kv", Type: sealed.SourceVaultKV, Address: address, CA: ca, Mount: "kv", Auth: auth.how}
+				},
+				Open: func(cfg sealed.SourceConfig) (sourcetest.Source, error) {
+					return vaultkv.Open(cfg, secret.New([]byte(auth.credential)), nil)
+				},
+				Good:    double,
+				Ref:     sealed.KeyRef{Path: "ci/github", Field: "token"},
+				Want:    "value-of-the-upstream",
+				BadRefs: []sealed.KeyRef{{Path: "../x"}, {Path: "a//b"}, {Path: ""}, {Path: `a\b`}},
+				Retries: true,
+			})
+		})
+	}
+}
 
 func TestRealVault(t *testing.T) {
 	srv := sourcetest.Start(t)
@@ -23,7 +79,7 @@ func TestRealVault(t *testing.T) {
 	srv.Do(http.MethodPost, "team/kv/data/other", map[string]any{"data": map[string]any{"token": "canary-other"}})
 	token := srv.Token(`path "team/kv/data/ci/*" { capabilities = ["read"] }`)
 	open := func(mount string) *vaultkv.Source {
-		s, err := vaultkv.Open(srv.Config(sealed.SourceVaultKV, mount), secret.New(append([]byte(nil), token...)))
+		s, err := vaultkv.Open(srv.Config(sealed.SourceVaultKV, mount), secret.New(append([]byte(nil), token...)), nil)
 		if err != nil {
 			t.Fatal(err)
 		}

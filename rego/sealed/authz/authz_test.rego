@@ -66,6 +66,28 @@ _allows(patch) if _decide(patch).effect == "allow"
 
 test_allow if _allows({})
 
+# Both usual uses, and each of their facts missing once.
+test_usual if {
+	plain := {"key": {"workflows": [], "tags": []}}
+	every narrowed in [{}, plain] {
+		_allows(narrowed)
+		every patch in [
+			{"phase": ""},
+			{"run": {"mode": "bare"}},
+			{"run": {"workflow_proven": false}},
+			{"run": {"tags": [{"name": "production", "proven": true}, {"name": "x", "proven": false}]}},
+			{"profile": {"allowed_workflows": ["build"]}},
+			{"agent": {"name": "codex"}},
+			{"key": {"risk": "none"}},
+			{"key": {"requester_matches": false}},
+			{"key": {"ttl": 0}},
+			{"key": {"max_ttl": 0}},
+		] {
+			_decide(object.union(narrowed, patch)).effect == "deny"
+		}
+	}
+}
+
 test_agent_not_allowed if {
 	every agents in [[], null, ["codex"]] { _denies({"key": {"agents": agents}}, "agent_not_allowed") }
 }

@@ -165,18 +165,32 @@ func (f *Forge) Arrive(ctx context.Context, run sealed.RunID, agent sealed.Name)
 	if err != nil {
 		return nil, err
 	}
-	g := &Guest{Run: run, trust: f.Trust}
-	if g.Client, g.Login, err = f.Login(ctx, jwt); err != nil {
+	c, login, err := f.Login(ctx, jwt)
+	if err != nil {
 		return nil, err
 	}
-	if g.SVID, err = f.X509(ctx, id, OwnUID); err != nil {
+	svid, err := f.X509(ctx, id, OwnUID)
+	if err != nil {
 		return nil, err
 	}
+	return f.Stranger(run, c, login, svid)
+}
+
+// Stranger makes a guest of what an attacker has got hold of, with run keys of
+// its own.
+func (f *Forge) Stranger(run sealed.RunID, c *vaultclient.Client, login vaultclient.Login, svid SVID) (*Guest, error) {
+	g := &Guest{Run: run, Client: c, Login: login, SVID: svid, trust: f.Trust}
+	var err error
 	if _, g.Key, err = ed25519.GenerateKey(rand.Reader); err != nil {
 		return nil, fmt.Errorf("making run key: %w", err)
 	}
 	g.HPKE, err = secret.GenerateKey()
 	return g, err
+}
+
+// PublicKey is the run key as a claim names it.
+func (g *Guest) PublicKey() string {
+	return base64.StdEncoding.EncodeToString(g.Key.Public().(ed25519.PublicKey))
 }
 
 // Measure is what an honest init would have measured for a request.
@@ -197,7 +211,7 @@ func (g *Guest) Claim(ctx context.Context, ticket string, m sealed.Measurement, 
 		return fmt.Errorf("making nonce: %w", err)
 	}
 	c := sealed.Claim{
-		Run: g.Run, Ticket: ticket, RunKey: base64.StdEncoding.EncodeToString(g.Key.Public().(ed25519.PublicKey)),
+		Run: g.Run, Ticket: ticket, RunKey: g.PublicKey(),
 		HPKEKey: g.HPKE.Public(), Nonce: base64.StdEncoding.EncodeToString(nonce), Measurement: m,
 	}
 	if change != nil {

@@ -15,11 +15,13 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/sdk/helper/pluginutil"
 	"github.com/hashicorp/vault/sdk/plugin"
 
+	"sealed.dev/sealed/internal/sealed"
 	opabundle "sealed.dev/sealed/opa-bundle"
 	vaultplugin "sealed.dev/sealed/vault-plugin"
 )
@@ -47,7 +49,7 @@ func run() error {
 		return restart(env)
 	}
 	return plugin.ServeMultiplex(&plugin.ServeOpts{
-		BackendFactoryFunc: vaultplugin.Factory(vaultplugin.Deps{OpenBundle: openBundle, OpenSource: openSource}),
+		BackendFactoryFunc: vaultplugin.Factory(vaultplugin.Deps{OpenBundle: openBundle, OpenSource: openSource, OpenHelped: openHelped}),
 		TLSProviderFunc:    requireAutoMTLS,
 		Logger:             hclog.New(&hclog.LoggerOptions{Level: hclog.Info, Output: os.Stderr, JSONFormat: true}),
 	})
@@ -81,5 +83,17 @@ func openBundle(ctx context.Context, raw []byte, keys map[string]string) (vaultp
 	if err != nil {
 		return nil, err
 	}
-	return b, nil
+	return bundle{b}, nil
+}
+
+// A bundle is an opened one whose DecideAll speaks the engine's types.
+type bundle struct{ *opabundle.Bundle }
+
+// DecideAll implements vaultplugin.BatchBundle.
+func (b bundle) DecideAll(ctx context.Context, shared sealed.Input, uses []vaultplugin.Use, at time.Time) []sealed.Decision {
+	asked := make([]opabundle.Use, len(uses))
+	for i, u := range uses {
+		asked[i] = opabundle.Use(u)
+	}
+	return b.Bundle.DecideAll(ctx, shared, asked, at)
 }

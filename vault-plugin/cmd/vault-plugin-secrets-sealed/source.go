@@ -2,10 +2,17 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
 
 	"sealed.dev/sealed/internal/sealed"
 	"sealed.dev/sealed/internal/secret"
 	"sealed.dev/sealed/internal/source"
+	"sealed.dev/sealed/internal/source/bitwarden"
+	"sealed.dev/sealed/internal/source/helper"
+	"sealed.dev/sealed/internal/source/onepassword"
 	"sealed.dev/sealed/internal/source/vaultdynamic"
 	"sealed.dev/sealed/internal/source/vaultkv"
 	vaultplugin "sealed.dev/sealed/vault-plugin"
@@ -17,7 +24,9 @@ type minter interface {
 	Prepare(ctx context.Context, ref sealed.KeyRef) (string, error)
 	Mint(ctx context.Context, ref sealed.KeyRef, handle string) (source.Minted, error)
 	Revoke(ctx context.Context, handle string) error
+	Renew(ctx context.Context, handle string) (time.Duration, error)
 	Check(ctx context.Context) error
+	Keep(ctx context.Context) error
 	Revocable() bool
 }
 
@@ -26,7 +35,7 @@ type adapter struct{ minter }
 
 func (a adapter) Mint(ctx context.Context, ref sealed.KeyRef, handle string) (vaultplugin.Minted, error) {
 	m, err := a.minter.Mint(ctx, ref, handle)
-	return vaultplugin.Minted{Value: m.Value, Handle: m.Handle, TTL: m.TTL}, err
+	return vaultplugin.Minted{Value: m.Value, Handle: m.Handle, TTL: m.TTL, Max: m.Max}, err
 }
 
 // openSource makes a source of the configured type and owns credential: where
@@ -36,9 +45,13 @@ func openSource(cfg sealed.SourceConfig, credential *secret.Value) (vaultplugin.
 	var err error
 	switch cfg.Type {
 	case sealed.SourceVaultKV:
-		m, err = vaultkv.Open(cfg, credential)
+		m, err = vaultkv.Open(cfg, credential, nil)
 	case sealed.SourceVaultDynamic:
 		m, err = vaultdynamic.Open(cfg, credential, nil)
+	case sealed.SourceOnePassword:
+		m, err = onepassword.Open(cfg, credential)
+	case sealed.SourceBitwarden:
+		m, err = bitwarden.Open(cfg, credential, nil)
 	default:
 		err = &sealed.FieldError{Field: "type", Reason: "this plug-in has no such source"}
 	}
@@ -47,4 +60,28 @@ func openSource(cfg sealed.SourceConfig, credential *secret.Value) (vaultplugin.
 		return nil, err
 	}
 	return adapter{m}, nil
+}
+
+// programs are the helpers, by type of source. They lie beside this program,
+// where only who may register plug-ins can put them. (vault server -dev tries to
+// register whatever is there, and fails: it wants -dev-plugin-init=false then.)
+var programs = map[string]string{
+	sealed.SourceAWS:  "sealed-source-aws",
+	sealed.SourceSOPS: "sealed-source-sops",
+}
+
+// openHelped makes a source that lives in a helper process, and owns
+// credential: where it fails the credential is wiped.
+func openHelped(cfg sealed.SourceConfig, pin sealed.SourceHelper, credential *secret.Value) (vaultplugin.Source, error) {
+	exe, err := os.Executable()
+	if err != nil || programs[cfg.Type] == "" {
+		credential.Destroy()
+		return nil, fmt.Errorf("finding the helper of the source: %w", sealed.ErrUnavailable)
+	}
+	h, err := helper.Open(cfg, pin, filepath.Join(filepath.Dir(exe), programs[cfg.Type]), credential)
+	if err != nil {
+		credential.Destroy()
+		return nil, err
+	}
+	return adapter{h}, nil
 }

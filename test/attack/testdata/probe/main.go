@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -252,7 +253,13 @@ func timeout(d time.Duration) context.Context {
 // the attestor, which measures who connected, finds a genuine one. The variable
 // part is a file: its presence leaves out the child (the control).
 func swap() {
-	const init, alone = "/opt/attack/init", "/workspace/alone"
+	const alone = "/workspace/alone"
+	dirs, err := filepath.Glob("/opt/attack-*") // the one that this sandbox is shown
+	if err != nil || len(dirs) != 1 {
+		say("find", fmt.Errorf("%q: %w", dirs, errors.Join(err, os.ErrNotExist)))
+		os.Exit(1)
+	}
+	init := dirs[0] + "/init"
 	if _, err := os.Stat(alone); err != nil {
 		conn, err := net.Dial("unix", "/proc/self/fd/6")
 		if err != nil {
@@ -264,7 +271,7 @@ func swap() {
 			say("connect", err)
 			os.Exit(1)
 		}
-		cmd := exec.Command("/opt/attack/probe", "relayed")
+		cmd := exec.Command(dirs[0]+"/probe", "relayed")
 		cmd.ExtraFiles = []*os.File{file}
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 		if err := cmd.Start(); err != nil {

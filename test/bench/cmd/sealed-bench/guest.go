@@ -41,6 +41,15 @@ func newDoor(addr string, ca []byte) (*door, error) {
 	}, nil
 }
 
+// twin returns a door to the same place with a connection of its own.
+func (d *door) twin() *door {
+	again := *d.client
+	if t, ok := d.client.Transport.(*http.Transport); ok {
+		again.Transport = t.Clone()
+	}
+	return &door{client: &again, base: d.base, token: d.token}
+}
+
 // An answer of Vault, as far as it is read.
 type answer struct {
 	Data    map[string]any `json:"data"`
@@ -159,14 +168,19 @@ type credential struct {
 	lease  string
 }
 
-// creds makes a new grant and opens its value, as sealed-init does.
-func (g *guest) creds(ctx context.Context) (credential, error) {
+// ask asks for a new grant.
+func (g *guest) ask(ctx context.Context) (answer, error) {
 	idem, err := sealed.NewULID(time.Now(), nil)
 	if err != nil {
-		return credential{}, err
+		return answer{}, err
 	}
 	path := "runs/" + string(g.run) + "/creds/" + string(keyName)
-	r, err := g.send(ctx, path, sealed.CredsRequest{Run: g.run, Path: path, Idempotency: idem, Delivery: sealed.DeliveryProxy})
+	return g.send(ctx, path, sealed.CredsRequest{Run: g.run, Path: path, Idempotency: idem, Delivery: sealed.DeliveryProxy})
+}
+
+// creds makes a new grant and opens its value, as sealed-init does.
+func (g *guest) creds(ctx context.Context) (credential, error) {
+	r, err := g.ask(ctx)
 	if err != nil {
 		return credential{}, err
 	}

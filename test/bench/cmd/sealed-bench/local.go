@@ -14,8 +14,13 @@ import (
 	"sealed.dev/sealed/test/bench"
 )
 
-// decisionGoal is what one decision of the default policy may take.
-const decisionGoal = 80 // microseconds
+// decisionGoal is what one decision of the default policy may take, and
+// runGoal what those for all keys of a run may.
+const (
+	decisionGoal = 40  // microseconds
+	runGoal      = 600 // microseconds
+	runKeys      = 50
+)
 
 func decisionRows(ctx context.Context, percent int) ([]bench.Row, error) {
 	var rows []bench.Row
@@ -33,11 +38,21 @@ func decisionRows(ctx context.Context, percent int) ([]bench.Row, error) {
 		allocs.Add(allocations(func() { _ = d.Decide(ctx) }))
 		row := bench.Alone("decision in process, "+string(effect), "µs", &s)
 		if effect == sealed.EffectAllow {
-			row = row.Want("p50 ≤ 80 µs", s.Median() <= decisionGoal)
+			row = row.Want("p50 ≤ 40 µs", s.Median() <= decisionGoal)
 		}
 		rows = append(rows, row, bench.Alone("  allocations", "count", &allocs))
 	}
-	return rows, nil
+	d, err := bench.NewDecider(ctx, sealed.EffectAllow)
+	if err != nil {
+		return nil, err
+	}
+	var all bench.Sample
+	for range times(200, percent) {
+		start := time.Now()
+		_ = d.DecideAll(ctx, runKeys)
+		all.Add(float64(time.Since(start)) / float64(time.Microsecond))
+	}
+	return append(rows, bench.Alone("50 keys of a run, 5 kinds", "µs", &all).Want("p50 ≤ 600 µs", all.Median() <= runGoal)), nil
 }
 
 // allocations is the mean number of f's allocations. Other goroutines must be

@@ -35,6 +35,7 @@ type stack struct {
 	operator *vaultclient.Engine
 	root     *vaultclient.Client
 	token    string // the operator's
+	synced   bool   // Vault syncs every write to disk
 }
 
 // openStack builds sealedctl and brings everything up.
@@ -43,7 +44,7 @@ func openStack(ctx context.Context, inMemory bool, stderr io.Writer) (*stack, er
 	if err != nil {
 		return nil, fmt.Errorf("making directory: %w", err)
 	}
-	s := &stack{dir: dir, ctl: filepath.Join(dir, "sealedctl")}
+	s := &stack{dir: dir, ctl: filepath.Join(dir, "sealedctl"), synced: !inMemory}
 	if err := s.open(ctx, inMemory, stderr); err != nil {
 		return nil, errors.Join(err, s.close(context.WithoutCancel(ctx)))
 	}

@@ -1,0 +1,165 @@
+// Package decisionlog is the form in which the log keeps what a policy decided,
+// so that each decision can be derived again offline.
+//
+// The idea: a decision of a bundle depends on the question, the input document
+// and the time alone. Keep these beside the bundle's digest, and whoever has the
+// bundle can prove every verdict, ask what another bundle would have said, and
+// see why.
+//
+// # Guarantee
+//
+// An event that New made holds names only. The input of a policy has no field
+// for a value (a test lists its fields); the one field that is free text of the
+// agent, reason, is erased, and what the policy says to people is masked where
+// it could quote it. Again gives the recorded result for the same bundle, byte
+// for byte, except in what was erased or masked.
+//
+// # What it does not guarantee
+//
+// An event says nothing about who wrote it. Inside the log it is covered by the
+// log's signature; a file of events is not covered by anything, and only proves
+// itself against its bundle: a request that was invented replays as well as a
+// real one. A decision that read an erased field can't be derived again, and
+// neither can one whose input was too large to be kept. What the engine refuses
+// itself, before or after it asks a policy, is no event.
+//
+// # Format
+//
+// An event is one of OPA's decision logs in JSON, with the members that Sealed
+// has something to say about:
+//
+//	labels       where it comes from: entry, type (of the entry), run
+//	decision_id  a ULID
+//	bundles      {"sealed": {"revision": hex SHA-256 of the bundle's bytes,
+//	             "sequence": N}}; the second is ours
+//	path         sealed/authz/decision
+//	input        the document that the policy saw
+//	result       its answer
+//	erased       JSON pointers to what was removed
+//	masked       JSON pointers to what was replaced by ""
+//	timestamp    the time that the policy was given
+//
+// An exported file has one event on a line. See
+// https://www.openpolicyagent.org/docs/management-decision-logs.
+package decisionlog
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"sealed.dev/sealed/internal/sealed"
+)
+
+// bundleName is the one bundle that a mount has.
+const bundleName = "sealed"
+
+const (
+	// MaxEvent bounds one event in JSON, in bytes. New erases an input that
+	// would make it larger.
+	MaxEvent                  = 24 << 10
+	erasedInput, erasedReason = "/input", "/input/reason"
+)
+
+// An Event is one decision of one bundle. See the package for its members.
+type Event struct {
+	Labels     map[string]string `json:"labels,omitempty"`
+	DecisionID string            `json:"decision_id"`
+	Bundles    map[string]Bundle `json:"bundles"`
+	Path       string            `json:"path"`
+	Input      json.RawMessage   `json:"input,omitempty"`
+	Result     sealed.Decision   `json:"result"`
+	Erased     []string          `json:"erased,omitempty"`
+	Masked     []string          `json:"masked,omitempty"`
+	Timestamp  time.Time         `json:"timestamp"`
+
+	in *sealed.Input // of Input, once it was parsed
+}
+
+// A Bundle names the bundle that decided.
+type Bundle struct {
+	Revision sealed.Digest `json:"revision"`
+	Sequence uint64        `json:"sequence"`
+}
+
+// New makes the event of an answer to sealed.QuestionAuthz. The input's time is
+// the event's.
+func New(id string, ref sealed.BundleRef, in sealed.Input, answer sealed.Decision) (Event, error) {
+	e := Event{
+		DecisionID: id, Bundles: map[string]Bundle{bundleName: {Revision: ref.Digest, Sequence: ref.Sequence}},
+		Path: pathOf(sealed.QuestionAuthz), Result: answer, Timestamp: in.Time,
+	}
+	if in.Reason != "" { // the agent's words; the policy may have repeated them
+		in.Reason = ""
+		e.Erased = []string{erasedReason}
+		e.Result.Reasons = slices.Clone(answer.Reasons)
+		for i := range e.Result.Reasons {
+			e.Result.Reasons[i].Msg = ""
+			e.Masked = append(e.Masked, "/result/reasons/"+strconv.Itoa(i)+"/msg")
+		}
+	}
+	doc, err := json.Marshal(in)
+	if err != nil {
+		return Event{}, fmt.Errorf("recording decision: %w", err)
+	}
+	if e.Input = doc; e.Size() > MaxEvent {
+		e.Input, e.Erased = nil, []string{erasedInput}
+	}
+	return e, nil
+}
+
+// Size is an upper bound of the event's length in the log, which writes
+// everything but ASCII as escapes.
+func (e Event) Size() int {
+	n := 512 + escaped(string(e.Input))
+	for _, r := range e.Result.Reasons {
+		n += 64 + len(`/result/reasons/999/msg`) + 6*len(r.Code) + 6*len(r.Msg)
+	}
+	for _, g := range e.Result.Obligations.Approvals.Groups {
+		n += 8 + 6*len(g)
+	}
+	return n
+}
+
+// escaped bounds the length of JSON text when all but ASCII is \uXXXX: at most
+// three bytes for each of UTF-8.
+func escaped(s string) int {
+	n := len(s)
+	for i := range len(s) {
+		if s[i] >= 0x7f {
+			n += 3
+		}
+	}
+	return n
+}
+
+// Ref returns the bundle that decided.
+func (e Event) Ref() sealed.BundleRef {
+	b := e.Bundles[bundleName]
+	return sealed.BundleRef{Digest: b.Revision, Sequence: b.Sequence}
+}
+
+// Question returns what was asked, such as sealed.QuestionAuthz.
+func (e Event) Question() string { return strings.ReplaceAll(e.Path, "/", ".") }
+
+func pathOf(question string) string { return strings.ReplaceAll(question, ".", "/") }
+
+// Request returns the input as it was recorded: without what was erased. It is
+// sealed.ErrInvalid when it was erased as a whole or is none. Its lists are shared
+// and must not be changed.
+func (e Event) Request() (sealed.Input, error) {
+	if e.in != nil {
+		return *e.in, nil
+	}
+	var in sealed.Input
+	if slices.Contains(e.Erased, erasedInput) || len(e.Input) == 0 {
+		return in, fmt.Errorf("reading decision %s: the input was not kept: %w", e.DecisionID, sealed.ErrInvalid)
+	}
+	if err := sealed.Decode(e.Input, 1<<20, &in); err != nil {
+		return in, fmt.Errorf("reading decision %s: %w", e.DecisionID, err)
+	}
+	return in, nil
+}

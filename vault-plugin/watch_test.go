@@ -1,0 +1,167 @@
+package vaultplugin
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"testing"
+	"time"
+
+	"crypto/ed25519"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"sealed.dev/sealed/internal/sealed"
+)
+
+func (w *world) watchHost(r sealed.HostWatchRequest) (a sealed.HostWatchAnswer, err error) {
+	resp, err := w.do("op", "", logical.UpdateOperation, "watch", map[string]any{"watch": w.json(r)})
+	if err != nil {
+		return a, err
+	}
+	keys, err := w.b.engineKeys(context.Background(), w.s)
+	if err != nil {
+		return a, err
+	}
+	var signed sealed.Signed
+	if err := json.Unmarshal([]byte(resp.Data["answer"].(string)), &signed); err != nil {
+		return a, err
+	}
+	return a, signed.Open(sealed.DomainAnswer, keys.answer.Public().(ed25519.PublicKey), &a)
+}
+
+// One call covers all runs of a host and comes back as soon as one of them is
+// to stop, whatever stopped it.
+func TestWatchHost(t *testing.T) {
+	const wait = sealed.Duration(time.Second)
+	for name, stop := range map[string]struct {
+		act    func(*world, *guest)
+		reason string
+	}{
+		"hard revocation": {func(w *world, g *guest) { w.revoke(sealed.RevokeRun, string(g.run), true) }, "revocation "},
+		"stopped":         {func(w *world, g *guest) { w.must("op", g.path("stop"), map[string]any{"reason": "test"}) }, sealed.RunAborted},
+		"finished":        {func(w *world, g *guest) { _ = g.finish(g.record(nil)) }, sealed.RunFinished},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			a, b, waiting := w.claimed(idem(1)), w.claimed(idem(2)), w.enqueue(idem(3)).Run
+			runs := []sealed.RunID{a.run, b.run, waiting}
+			before, err := w.watchHost(sealed.HostWatchRequest{Runs: runs})
+			if err != nil || len(before.Orders) != 0 || !cmp.Equal(before.Continue, runs) || !before.Time.Equal(w.clock.now()) {
+				t.Fatalf("%+v %v", before, err)
+			}
+			type result struct {
+				a    sealed.HostWatchAnswer
+				err  error
+				took time.Duration
+			}
+			got, start := make(chan result), time.Now()
+			go func() {
+				a, err := w.watchHost(sealed.HostWatchRequest{Runs: runs, Epoch: before.Epoch, Wait: wait})
+				got <- result{a, err, time.Since(start)}
+			}()
+			stop.act(w, b)
+			r := <-got
+			if r.err == nil && len(r.a.Orders) == 0 { // the epoch came first
+				r.a, r.err = w.watchHost(sealed.HostWatchRequest{Runs: runs, Epoch: r.a.Epoch, Wait: wait})
+			}
+			if r.err != nil || len(r.a.Orders) != 1 || r.a.Orders[0].Run != b.run || r.a.Orders[0].Order != sealed.OrderAbort || r.took > 900*time.Millisecond {
+				t.Fatalf("%+v", r)
+			}
+			if got := r.a.Orders[0].Reason; len(got) < len(stop.reason) || got[:len(stop.reason)] != stop.reason {
+				t.Errorf("reason %q", got)
+			}
+			if diff := cmp.Diff([]sealed.RunID{a.run, waiting}, r.a.Continue); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestWatchHostRefuses(t *testing.T) {
+	w := newWorld(t)
+	g := w.claimed(idem(1))
+	many := sealed.HostWatchRequest{}
+	for i := range sealed.MaxHostRuns + 1 {
+		many.Runs = append(many.Runs, sealed.RunID(fmt.Sprintf("01JNAAAAAAAAAAAAAAAAAAA%03d", i)))
+	}
+	for name, r := range map[string]sealed.HostWatchRequest{
+		"none": {}, "too many": many, "twice": {Runs: []sealed.RunID{g.run, g.run}}, "not an id": {Runs: []sealed.RunID{"../x"}},
+		"negative wait": {Runs: []sealed.RunID{g.run}, Wait: -1},
+	} {
+		if _, err := w.watchHost(r); code(err) != 400 {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	a, err := w.watchHost(sealed.HostWatchRequest{Runs: []sealed.RunID{g.run, "01JNAAAAAAAAAAAAAAAAAAAAAA"}})
+	if err != nil || len(a.Orders) != 1 || a.Orders[0].Reason != "not known" || len(a.Continue) != 1 {
+		t.Errorf("an unknown run: %+v %v", a, err)
+	}
+}
+
+// Waiting calls are sent home when the mount is closed, as on a reload of the
+// plug-in, and when its caches are dropped, as on a change of leader.
+func TestWatchIsReleased(t *testing.T) {
+	for name, send := range map[string]func(*world){
+		"invalidate": func(w *world) { w.b.invalidate(context.Background(), "") },
+		"reload":     func(w *world) { w.b.clean(context.Background()) },
+		"control":    nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			g := w.claimed(idem(1))
+			took := make(chan time.Duration, 2)
+			start := time.Now()
+			go func() {
+				_, err := g.call("watch", sealed.WatchRequest{Run: g.run, Path: g.path("watch"), Wait: sealed.Duration(time.Second)})
+				if err != nil {
+					t.Error(err)
+				}
+				took <- time.Since(start)
+			}()
+			go func() {
+				if _, err := w.watchHost(sealed.HostWatchRequest{Runs: []sealed.RunID{g.run}, Wait: sealed.Duration(time.Second)}); err != nil {
+					t.Error(err)
+				}
+				took <- time.Since(start)
+			}()
+			time.Sleep(200 * time.Millisecond) // the wait is the thing under test
+			if send != nil {
+				send(w)
+			}
+			for range 2 {
+				d := <-took
+				if (d < 900*time.Millisecond) != (send != nil) || d > 3*time.Second {
+					t.Errorf("came back after %v", d)
+				}
+			}
+		})
+	}
+}
+
+// A revocation is one write and a look at what runs: a person needs few.
+func TestRevocationsAreLimited(t *testing.T) {
+	w := newWorld(t)
+	rev := map[string]any{"kind": "key", "target": "NONE", "reason": "r"}
+	for range revocationsPerMinute {
+		w.must("op", "revocations", rev)
+	}
+	epoch, err := w.b.epoch(context.Background(), w.s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.do("op", "", logical.UpdateOperation, "revocations", rev)
+	wantCode(t, err, 429)
+	if now, _ := w.b.epoch(context.Background(), w.s); now != epoch {
+		t.Error("the epoch rose")
+	}
+	w.must("ann", "revocations", rev) // another person's are not touched
+	for range revocationsPerMinute {
+		w.must("op", "revocations/preview", rev)
+	}
+	_, err = w.do("op", "", logical.UpdateOperation, "revocations/preview", rev)
+	wantCode(t, err, 429)
+	w.clock.add(time.Minute)
+	w.must("op", "revocations", rev)
+}
