@@ -43,7 +43,7 @@ Exit status: 0 ok, 1 failure, 2 usage, 3 denied, 4 waits for approval.`,
 	root.AddCommand(
 		newRunCmd(a), newRunsCmd(a), newApprovalsCmd(a), newRevokeCmd(a), newRevocationsCmd(a),
 		newProfileCmd(a), newAgentCmd(a), newSourceCmd(a), newSecretCmd(a), newPolicyCmd(a),
-		newAuditCmd(a), newInstallCmd(a), newUpgradeCmd(a), newUninstallCmd(a), newTenantCmd(a), newPoliciesCmd(a), newDoctorCmd(a), newDevCmd(a), newDemoCmd(a), newSuperviseCmd(a), newVersionCmd(a),
+		newAuditCmd(a), newInstallCmd(a), newUpgradeCmd(a), newUninstallCmd(a), newTenantCmd(a), newPoliciesCmd(a), newRedactCmd(a), newDoctorCmd(a), newDevCmd(a), newDemoCmd(a), newSuperviseCmd(a), newVersionCmd(a),
 	)
 	return root
 }

@@ -2,6 +2,7 @@ package redact
 
 import (
 	"bytes"
+	"encoding/ascii85"
 	"encoding/base32"
 	"encoding/base64"
 	"encoding/binary"
@@ -43,15 +44,18 @@ func base32Of(v []byte) []byte {
 
 // spell writes every byte of v as a number in the base of digits, with at least width digits, between before and after.
 func spell(v []byte, before, digits string, width int, after string) []byte {
-	var out []byte
+	out := make([]byte, 0, len(v)*(len(before)+3+len(after)))
+	base := len(digits)
 	for _, c := range v {
 		out = append(out, before...)
-		n := strconv.FormatUint(uint64(c), len(digits))
-		out = append(out, strings.Repeat("0", max(0, width-len(n)))...)
-		if digits == upperHex {
-			n = strings.ToUpper(n)
+		unit, n := 1, 1 // of the first digit, and how many there are
+		for unit*base <= int(c) || n < width {
+			unit, n = unit*base, n+1
 		}
-		out = append(append(out, n...), after...)
+		for ; unit > 0; unit /= base {
+			out = append(out, digits[int(c)/unit%base])
+		}
+		out = append(out, after...)
 	}
 	return out
 }
@@ -111,12 +115,27 @@ func shifted(v []byte, block rune) []byte {
 	return out
 }
 
+// urlEscapes returns v as Go, Python's quote, and JavaScript's encodeURIComponent and encodeURI escape it.
 func urlEscapes(v []byte) [][]byte {
 	var out [][]byte
-	for _, s := range []string{url.QueryEscape(string(v)), url.PathEscape(string(v)), strings.ReplaceAll(url.QueryEscape(string(v)), "+", "%20")} {
+	all := url.QueryEscape(string(v))
+	for _, s := range []string{all, url.PathEscape(string(v)), strings.ReplaceAll(all, "+", "%20"), percentBut(v, "-_.~/"), percentBut(v, "-_.!~*'()"), percentBut(v, "-_.!~*'();/?:@&=+$,#")} {
 		out = append(out, []byte(s), lowerEscapes(s))
 	}
 	return out
+}
+
+// percentBut escapes every byte but letters, digits and those of safe.
+func percentBut(v []byte, safe string) string {
+	var out []byte
+	for _, c := range v {
+		if asciiAlnum(c) != 0 || strings.IndexByte(safe, c) >= 0 {
+			out = append(out, c)
+			continue
+		}
+		out = append(out, '%', upperHex[c>>4], upperHex[c&15])
+	}
+	return string(out)
 }
 
 // lowerEscapes returns s with the digits of its percent escapes in lower case.
@@ -177,5 +196,99 @@ func xmlEscapes(v []byte) [][]byte {
 	}
 	named := strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;", "'", "&apos;").Replace(string(v))
 	text := strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;").Replace(string(v))
-	return append(out, []byte(named), []byte(text))
+	python := strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;", "'", "&#x27;").Replace(string(v))
+	php := strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;", "'", "&#039;").Replace(string(v))
+	return append(out, []byte(named), []byte(text), []byte(python), []byte(php))
+}
+
+// pythonEscape returns v as the repr of Python's bytes and strings writes it between single quotes.
+func pythonEscape(v []byte) []byte {
+	var out []byte
+	for _, c := range v {
+		switch {
+		case c == '\'' || c == '\\':
+			out = append(out, '\\', c)
+		case c == '\n':
+			out = append(out, `\n`...)
+		case c == '\r':
+			out = append(out, `\r`...)
+		case c == '\t':
+			out = append(out, `\t`...)
+		case c < 0x20 || c >= 0x7f:
+			out = append(out, `\x`...)
+			out = append(out, lowerHex[c>>4], lowerHex[c&15])
+		default:
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// quotedPrintable returns v in the encoding of RFC 2045, section 6.7, without soft line breaks, which the folded view passes over.
+func quotedPrintable(v []byte) []byte {
+	var out []byte
+	for _, c := range v {
+		if c == '=' || c < 0x20 || c > 0x7e {
+			out = append(out, '=', upperHex[c>>4], upperHex[c&15])
+			continue
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+func atbash(v []byte) []byte {
+	out := bytes.Clone(v)
+	for i, c := range out {
+		switch {
+		case c >= 'a' && c <= 'z':
+			out[i] = 'a' + 'z' - c
+		case c >= 'A' && c <= 'Z':
+			out[i] = 'A' + 'Z' - c
+		}
+	}
+	return out
+}
+
+func rot47(v []byte) []byte {
+	out := bytes.Clone(v)
+	for i, c := range out {
+		if c > 0x20 && c < 0x7f {
+			out[i] = 0x21 + (c-0x21+47)%94
+		}
+	}
+	return out
+}
+
+// ascii85Of returns the part of the ascii85 text of v alone that does not depend on its end.
+func ascii85Of(v []byte) []byte {
+	v = v[:len(v)/4*4]
+	out := make([]byte, ascii85.MaxEncodedLen(len(v)))
+	return out[:ascii85.Encode(out, v)]
+}
+
+const base58Alphabet = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+
+// base58Of returns v as one number in the alphabet of Bitcoin.
+func base58Of(v []byte) []byte {
+	var digits []byte // the lowest first
+	for _, c := range v {
+		carry := int(c)
+		for i, d := range digits {
+			carry += int(d) << 8
+			digits[i] = byte(carry % 58)
+			carry /= 58
+		}
+		for ; carry > 0; carry /= 58 {
+			digits = append(digits, byte(carry%58))
+		}
+	}
+	for i := 0; i < len(v) && v[i] == 0; i++ {
+		digits = append(digits, 0)
+	}
+	out := reversed(digits)
+	for i, d := range out {
+		out[i] = base58Alphabet[d]
+	}
+	return out
 }

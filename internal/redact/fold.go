@@ -1,13 +1,16 @@
 package redact
 
-import "bytes"
+import (
+	"bytes"
+	"encoding/binary"
+	"unicode/utf8"
+)
 
-// Classes of bytes in the folded view. A byte that is kept has its lower-case self as class; all of those have bit 0x20 set and none below has.
+// Classes of bytes in the folded view. A byte that is kept has its lower-case self as class; none below isKept is kept.
 const (
 	drop   = 0
-	escape = 1 // may begin an escape or a control sequence: see token
-	zero   = 2 // '0', which may begin 0x
-	erase  = 3 // backspace
+	escape = 1 // may begin an escape, a control sequence or a letter that looks like ASCII: see token
+	erase  = 2 // backspace
 	isKept = 0x20
 )
 
@@ -17,17 +20,92 @@ const (
 	maxDoubled = 8   // rounds of escaping an escape that are followed
 )
 
-// classes returns the class of each byte.
-func classes() *[256]byte {
-	var t [256]byte
-	for c := range t {
-		t[c] = asciiAlnum(byte(c))
+// kindOf returns the class of a byte.
+func kindOf(c byte) byte {
+	if k := asciiAlnum(c); k != 0 {
+		return k
 	}
-	for _, c := range []byte{0x1b, '\\', '%', '&', 0xEF} {
-		t[c] = escape
+	switch c {
+	case 0x1b, '\\', '%', '&', 0xC2, 0xCE, 0xCF, 0xD0, 0xD1, 0xD2, 0xD3, 0xD4, 0xE2, 0xEF, 0xF0: // the last ones begin what plainLetter knows
+		return escape
+	case '\b':
+		return erase
 	}
-	t['0'], t['\b'] = zero, erase
-	return &t
+	return drop
+}
+
+// pairTable says for two bytes, the first one low, which characters they leave: in the low 16 bits, and how many bits that is above. special is set if one of the
+// bytes is more than kept or dropped.
+type pairTable [1 << 16]uint32
+
+const special = 1 << 31
+
+func newPairTable() *pairTable {
+	t := new(pairTable)
+	var classes [256]byte
+	for c := range classes {
+		classes[c] = kindOf(byte(c))
+	}
+	for lo, a := range classes {
+		for hi, b := range classes {
+			e := uint32(0)
+			switch {
+			case a == escape || a == erase || b == escape || b == erase:
+				e = special
+			case a != 0 && b != 0:
+				e = uint32(a) | uint32(b)<<8 | 16<<16
+			case a != 0 || b != 0:
+				e = uint32(a|b) | 8<<16
+			}
+			t[hi<<8|lo] = e
+		}
+	}
+	return t
+}
+
+// fold appends what p[i:end] leaves to text, of which k characters are in use and eight more than end-i free. It stops before a special byte and returns
+// where, and the new k.
+func (t *pairTable) fold(text []byte, k int, p []byte, i, end int) (int, int) {
+	for i <= end-8 {
+		w := binary.LittleEndian.Uint64(p[i:])
+		a, b, c, d := uint64(t[uint16(w)]), uint64(t[uint16(w>>16)]), uint64(t[uint16(w>>32)]), uint64(t[w>>48])
+		if (a|b|c|d)&special != 0 {
+			for _, e := range [3]uint64{a, b, c} {
+				if e&special != 0 {
+					break
+				}
+				binary.LittleEndian.PutUint16(text[k:], uint16(e))
+				k += int(e >> 19)
+				i += 2
+			}
+			break
+		}
+		// The characters of the four pairs, pushed together; the upper half of an entry is how far.
+		n := a >> 16
+		v := a&0xffff | b&0xffff<<(n&63)
+		n += b >> 16
+		v |= c & 0xffff << (n & 63)
+		n += c >> 16
+		v |= d & 0xffff << (n & 63)
+		n += d >> 16
+		binary.LittleEndian.PutUint64(text[k:], v)
+		k += int(n >> 3)
+		i += 8
+	}
+	for ; i < end; i++ {
+		e := t[p[i]] // with NUL as its second byte, which is dropped
+		if e&special != 0 {
+			break
+		}
+		text[k] = byte(e)
+		k += int(e >> 19)
+	}
+	return i, k
+}
+
+// kept returns how many characters the eight bytes of w leave, none of which is special.
+func (t *pairTable) kept(w uint64) int64 {
+	return int64(t[uint16(w)]>>19 + t[uint16(w>>16)]>>19 + t[uint16(w>>32)]>>19 + t[w>>48]>>19)
 }
 
 // asciiAlnum returns the lower-case form of an ASCII letter or digit, and 0 for any other byte.
@@ -55,21 +133,20 @@ func foldPlain(v []byte) []byte {
 // foldDecoded folds v as the folded view does with a stream of just v, except for backspaces, which are dropped.
 func foldDecoded(v []byte) []byte {
 	var out []byte
-	prev := byte(0)
 	for len(v) > 0 {
-		n, k := token(v, prev, true)
+		n, k := token(v, true)
 		if k != 0 {
 			out = append(out, k)
 		}
-		prev, v = v[n-1], v[n:]
+		v = v[n:]
 	}
 	return out
 }
 
 // token reads one unit of the folded view from the front of p: how many bytes it takes and the character they stand for, 0 for none. It returns n = 0 if that
-// depends on bytes after p; with atEnd there are none. prev is the byte before p. Every byte here is the workload's, so each rule has a limit
-// on how far it looks, and what is not a complete escape is read as plain text from its second byte on.
-func token(p []byte, prev byte, atEnd bool) (n int, kept byte) {
+// depends on bytes after p; with atEnd there are none. Every byte here is the workload's, so each rule has a limit on how far it looks, and what is not a
+// complete escape is read as plain text from its second byte on.
+func token(p []byte, atEnd bool) (n int, kept byte) {
 	switch p[0] {
 	case 0x1b:
 		n = controlLen(p)
@@ -79,12 +156,11 @@ func token(p []byte, prev byte, atEnd bool) (n int, kept byte) {
 		n, kept = percent(p)
 	case '&':
 		n, kept = entity(p)
-	case 0xEF:
-		n, kept = fullWidth(p)
-	case '0':
-		n, kept = hexPrefix(p, prev)
 	default:
-		return 1, asciiAlnum(p[0])
+		if p[0] < 0x80 {
+			return 1, asciiAlnum(p[0])
+		}
+		n, kept = letter(p)
 	}
 	if n == 0 && atEnd {
 		return 1, asciiAlnum(p[0])
@@ -99,16 +175,17 @@ func controlLen(p []byte) int {
 	}
 	switch p[1] {
 	case '[':
-		for i := 2; i < maxCSI; i++ {
-			if i == len(p) {
-				return 0
+		for i, c := range p[2:min(len(p), maxCSI)] {
+			if c-0x20 < 0x20 {
+				continue
 			}
-			if p[i] >= 0x40 && p[i] <= 0x7e {
-				return i + 1
+			if c >= 0x40 && c <= 0x7e {
+				return i + 3
 			}
-			if p[i] < 0x20 || p[i] > 0x3f {
-				break
-			}
+			return 1
+		}
+		if len(p) < maxCSI {
+			return 0
 		}
 	case ']', 'P', '_', '^', 'X':
 		return stringLen(p)
@@ -218,31 +295,13 @@ func entity(p []byte) (int, byte) {
 	return i, 0
 }
 
-// fullWidth reads U+FF01 to U+FF5E, the wide forms of ASCII.
-func fullWidth(p []byte) (int, byte) {
-	if len(p) < 2 || (p[1] == 0xBC || p[1] == 0xBD) && len(p) < 3 {
+// letter reads a character that is not ASCII.
+func letter(p []byte) (int, byte) {
+	if !utf8.FullRune(p) {
 		return 0, 0
 	}
-	switch {
-	case p[1] == 0xBC && p[2] >= 0x81 && p[2] <= 0xBF:
-		return 3, asciiAlnum(p[2] - 0x81 + 0x21)
-	case p[1] == 0xBD && p[2] >= 0x80 && p[2] <= 0x9E:
-		return 3, asciiAlnum(p[2] - 0x80 + 0x60)
-	}
-	return 1, 0
-}
-
-// hexPrefix drops the 0x before a hexadecimal digit where a number may begin.
-func hexPrefix(p []byte, prev byte) (int, byte) {
-	switch {
-	case asciiAlnum(prev) != 0:
-		return 1, '0'
-	case len(p) < 2 || len(p) < 3 && p[1]|0x20 == 'x':
-		return 0, 0
-	case p[1]|0x20 == 'x' && digit(p[2]) < 16:
-		return 2, 0
-	}
-	return 1, '0'
+	r, n := utf8.DecodeRune(p)
+	return n, asciiAlnum(plainLetter(r))
 }
 
 // digits reads least to most digits from p[i:] and returns the length of all up to their end and the character, 0 if it needs more, 1 if there are too few.

@@ -1,221 +1,214 @@
 package redact
 
+import (
+	"encoding/binary"
+	"sort"
+)
+
 const (
 	maxGap     = 64 << 10 // dropped bytes that one folded match may hold
 	ghosts     = 16       // kept characters for which a broken match may still be mended by backspaces
-	ghostDepth = gram     // shorter broken matches are forgotten at once
+	ghostDepth = 4        // shorter broken matches are forgotten at once
 	ghostReach = 4 << 10  // and so are those that lie further back
 	maxErase   = 64       // backspaces in a row
-	batch      = 4 << 10
+	batch      = 8 << 10
+	runBytes   = 512 // in a run at most
 )
-
-// hit receives a match: it covers the bytes from start to end, of which length are characters of the needle.
-type hit func(start, end int64, length int, p *pattern)
-
-// exactLane looks for needles in the bytes themselves. It has always read everything there is.
-type exactLane struct {
-	a *automaton
-	s int32
-}
-
-// read feeds p[i:], whose first byte has the absolute offset at. p[:i] is not looked at.
-func (l *exactLane) read(p []byte, i int, at int64, found hit) {
-	a, lo, lim := l.a, i, 0
-	if a.deepest == 0 {
-		return
-	}
-	at -= int64(i)
-	s := l.s
-	for i < len(p) {
-		if s == 0 && a.bits != nil {
-			if i = a.skip(p, i); i == len(p) {
-				break
-			}
-			lim = i + gram
-		}
-		s = a.step(s, p[i])
-		i++
-		if a.flags[s]&(isEnd|endsIn) != 0 {
-			pat, n := a.longest(s)
-			found(at+int64(i-n), at+int64(i), n, pat)
-		}
-		// Back to skipping, as soon as what is alive is so short that skip would find it again.
-		if d := int(a.depth[s]); d < gram && i-d >= lo && i >= lim && a.bits != nil {
-			i -= d
-			s = 0
-		}
-	}
-	l.s = s
-}
 
 // foldedLane looks for needles in the folded view.
 //
-// Its outcome is a function of the bytes alone, not of how they arrive: token decides only when it has seen enough, and all limits count bytes or
-// characters of the stream.
+// Its outcome is a function of the bytes alone, not of how they arrive: token decides only when it has seen enough, all limits count bytes or
+// characters of the stream, and what a backspace takes back was looked at before.
+//
+// The plan:
+//  1. Two bytes at a time, a table tells which characters they leave, how many, and whether there is more to it. Only then token reads them.
+//  2. Where the characters came from is not kept for each of them, but for runs of bytes that step 1 read, and for each token. The place of a
+//     character is found by counting back from the end of its run.
+//  3. The characters are searched like the bytes of the exact view.
 type foldedLane struct {
-	a     *automaton
-	class *[256]byte
+	x     *index
+	f     search
+	pairs *pairTable
 	next  int64 // offset of the first byte not read yet
-	prev  byte  // the byte before
 	floor int64 // matches do not reach back beyond this
+	buf   []byte
+	base  int64 // offset of buf[0]
 
-	// The last kept characters: the character, its bytes (offset<<8 | length), and the state after it. A state of a depth below gram is
-	// not exact, as scan skips. gone characters were before text[0]; top is the most there ever were.
-	text  []byte
-	at    []uint64
-	state []int32
-	gone  int64
-	top   int64
-	s     int32
-	clean int64 // index of the character after the last match; before it nothing needs mending
+	// The last kept characters and their runs. gone characters were before text[0]; top is the most there ever were.
+	text []byte
+	runs []run
+	gone int64
+	top  int64
+	hits []span
+	// No match begins with a character before barrier: it would hold too many dropped bytes.
+	barrier int64
+}
+
+// run is bytes that left the characters from first to last, without last. Unless it is a token, each of those is one byte.
+type run struct {
+	first, last int64
+	start, end  int64 // offsets
+	token       bool
+}
+
+// span is a match in offsets of the stream, of which length are characters of the needle.
+type span struct {
+	start, end int64
+	length     int
+	label      *label
 }
 
 // reset forgets everything and goes on at offset.
-func (l *foldedLane) reset(a *automaton, offset int64) {
-	l.a, l.next, l.floor = a, offset, offset
-	l.text, l.at, l.state = l.text[:0], l.at[:0], l.state[:0]
-	l.gone, l.top, l.clean, l.s = 0, 0, 0, 0
+func (l *foldedLane) reset(x *index, pairs *pairTable, offset int64) {
+	l.x, l.pairs, l.next, l.floor = x, pairs, offset, offset
+	l.text, l.runs = l.text[:0], l.runs[:0]
+	l.gone, l.top, l.barrier = 0, 0, 0
+	l.f.mend = ghosts
+	l.f.restart(x, 0)
 }
 
-// read reads p, whose first byte has the absolute offset base, from l.next on. It leaves what token cannot decide yet.
-func (l *foldedLane) read(p []byte, base int64, atEnd bool, found hit) {
-	if l.a.deepest == 0 {
+// read reads p, whose first byte has the absolute offset base, from l.next on, and puts matches into hits. It leaves what token cannot decide yet.
+func (l *foldedLane) read(p []byte, base int64, atEnd bool) {
+	l.buf, l.base = p, base
+	if l.x.longest == 0 {
 		l.next = base + int64(len(p))
 		return
 	}
 	for i := int(l.next - base); i < len(p); {
 		l.room()
-		lo := len(l.text)
-		j, more := l.take(p, i, base, atEnd)
-		l.scan(lo, found)
-		stop := j == i && !more
-		if j > i {
-			l.prev = p[j-1]
-		}
-		i, l.next = j, base+int64(j)
-		if stop {
+		j, undecided := l.take(i, atEnd)
+		l.next = base + int64(j)
+		l.scan()
+		if undecided {
 			return
 		}
-		if i < len(p) && l.class[p[i]] == erase {
+		if i = j; i < len(p) && p[i] == '\b' {
 			l.erase()
-			l.prev = p[i]
 			i++
 			l.next++
 		}
 	}
 }
 
-// take appends kept characters until a backspace, the end of p, an undecided token or a full batch. It returns the index of the first byte it did not
-// take, and whether there is something to do at once.
-func (l *foldedLane) take(p []byte, i int, base int64, atEnd bool) (int, bool) {
-	k := len(l.text)
+// take appends kept characters until a backspace, the end of buf, an undecided token or a full batch. It returns the index of the first byte it did not
+// take, and whether that cannot be decided yet.
+func (l *foldedLane) take(i int, atEnd bool) (next int, undecided bool) {
+	p, k := l.buf, len(l.text)
 	room := min(cap(l.text), k+batch)
-	text, at, class := l.text[:room], l.at[:room], l.class
-	more := true
-loop:
-	for i < len(p) && k < room {
-		// The common case first, without a branch on kept or dropped.
-		end := min(len(p), i+room-k)
-		for ; i < end; i++ {
-			c := class[p[i]]
-			if c-1 < isKept-1 {
-				break
+	text := l.text[:room]
+	for i < len(p) && k+runBytes <= room {
+		from, first := i, k
+		i, k = l.pairs.fold(text, k, p, i, min(len(p), i+runBytes))
+		if i > from {
+			l.ran(first, k, from, i, false)
+		}
+		for i < len(p) && k+runBytes <= room && l.pairs[p[i]]&special != 0 {
+			if p[i] == '\b' {
+				l.text = l.text[:k]
+				return i, false
 			}
-			text[k], at[k] = c, uint64(base+int64(i))<<8|1
-			k += int(c >> 5 & 1)
+			n, c := token(p[i:], atEnd)
+			if n == 0 {
+				l.text = l.text[:k]
+				return i, true
+			}
+			if c != 0 {
+				text[k] = c
+				l.ran(k, k+1, i, i+n, true)
+				k++
+			}
+			i += n
 		}
-		if i == end {
-			continue
-		}
-		prev := l.prev
-		if i > int(l.next-base) {
-			prev = p[i-1]
-		}
-		if class[p[i]] == erase {
-			break
-		}
-		n, c := token(p[i:], prev, atEnd)
-		if n == 0 {
-			more = false
-			break loop
-		}
-		if c != 0 {
-			text[k], at[k] = c, uint64(base+int64(i))<<8|uint64(n)
-			k++
-		}
-		i += n
 	}
-	l.text, l.at, l.state = l.text[:k], l.at[:k], l.state[:k]
-	return i, more
+	l.text = l.text[:k]
+	return i, false
+}
+
+// ran adds a run, in indexes of text and buf.
+func (l *foldedLane) ran(first, last, start, end int, token bool) {
+	if first == last {
+		return
+	}
+	if n := len(l.runs) - 1; n >= 0 && !token && !l.runs[n].token && l.runs[n].end == l.base+int64(start) && l.runs[n].last == l.gone+int64(first) {
+		if r := &l.runs[n]; l.base+int64(end)-r.start <= runBytes {
+			r.last, r.end = l.gone+int64(last), l.base+int64(end)
+			return
+		}
+	}
+	l.runs = append(l.runs, run{l.gone + int64(first), l.gone + int64(last), l.base + int64(start), l.base + int64(end), token})
 }
 
 // room makes room for a batch and keeps the characters that a live match, a backspace or both can reach back to.
 func (l *foldedLane) room() {
-	keep := l.a.deepest + ghosts + maxErase
+	keep := l.x.longest + ghosts + maxErase
 	if n := len(l.text); n > keep+batch {
 		l.gone += int64(n - keep)
 		l.text = append(l.text[:0], l.text[n-keep:]...)
-		l.at = append(l.at[:0], l.at[n-keep:]...)
-		l.state = append(l.state[:0], l.state[n-keep:]...)
+		r := 0
+		for r < len(l.runs) && l.runs[r].last <= l.gone {
+			r++
+		}
+		l.runs = append(l.runs[:0], l.runs[r:]...)
 	}
-	if need := len(l.text) + batch; cap(l.text) < need || cap(l.at) < need || cap(l.state) < need {
-		need *= 2
-		l.text = append(make([]byte, 0, need), l.text...)
-		l.at = append(make([]uint64, 0, need), l.at...)
-		l.state = append(make([]int32, 0, need), l.state...)
+	if need := len(l.text) + batch; cap(l.text) < need {
+		l.text = append(make([]byte, 0, 2*need), l.text...)
 	}
 }
 
-// scan runs the automaton over text[lo:].
-func (l *foldedLane) scan(lo int, found hit) {
-	a, text, i, lim := l.a, l.text, lo, 0
-	known := lo // states before this stay: a second pass, after falling back to skip, sees only what is alive later
-	for i < len(text) {
-		if l.s == 0 && a.bits != nil {
-			j := a.skip(text, i)
-			if j > known {
-				clear(l.state[known:j])
-				known = j
-			}
-			if i = j; i == len(text) {
-				break
-			}
-			lim = i + gram
+// scan looks for needles in what was taken.
+func (l *foldedLane) scan() {
+	l.f.scan(l.text, l.gone)
+	for _, h := range l.f.hits {
+		n := &l.x.needles[h.id]
+		i := int(h.start - l.gone)
+		last := i + int(n.n) - 1
+		start, _ := l.place(i)
+		end, size := l.place(last)
+		if h.start < l.barrier || end-start-int64(last-i) > maxGap {
+			continue
 		}
-		l.narrow(i, int64(l.at[i]>>8))
-		l.s = a.step(l.s, text[i])
-		if i++; i > known {
-			l.state[i-1] = l.s
-			known = i
-		}
-		if a.flags[l.s]&(isEnd|endsIn) != 0 {
-			pat, n := a.longest(l.s)
-			found(max(l.start(i, n), l.floor), l.end(i), n, pat)
-			l.clean = l.gone + int64(i)
-		}
-		if d := int(a.depth[l.s]); d < gram && i-d >= lo && i >= lim && a.bits != nil {
-			i -= d
-			l.s = 0
-		}
+		l.f.done = max(l.f.done, h.start+int64(n.n))
+		l.hits = append(l.hits, span{max(start, l.floor), end + size, int(n.n), &l.x.labels[n.label]})
 	}
-	l.top = max(l.top, l.gone+int64(len(text)))
+	l.f.hits = l.f.hits[:0]
+	l.f.prune()
+	l.top = max(l.top, l.gone+int64(len(l.text)))
 }
 
-// start returns the offset of the first of the n characters before index i, and end that of the first byte after the character before i.
-func (l *foldedLane) start(i, n int) int64 { return int64(l.at[i-n] >> 8) }
-
-func (l *foldedLane) end(i int) int64 { return int64(l.at[i-1]>>8) + int64(l.at[i-1]&0xff) }
-
-// narrow gives up live matches that would hold more than maxGap dropped bytes once a character at offset follows the character before index i. The longer of
-// two live matches always holds more, so it is enough to look at the longest.
-func (l *foldedLane) narrow(i int, offset int64) {
-	for l.s != 0 {
-		d := int(l.a.depth[l.s])
-		if offset-l.start(i, d)-int64(d) <= maxGap {
-			return
-		}
-		l.s = l.a.fail[l.s]
+// place returns the offset of character i and how many bytes it takes. Of one that has left the buffer it returns where the buffer begins, and no bytes.
+func (l *foldedLane) place(i int) (offset, size int64) {
+	at := l.gone + int64(i)
+	run := &l.runs[max(0, sort.Search(len(l.runs), func(i int) bool { return l.runs[i].first > at })-1)]
+	if run.token {
+		return run.start, run.end - run.start
 	}
+	left, o := run.last-at, run.end-l.base
+	for o >= 8 && run.end-run.start >= 8 { // eight bytes at a time, as long as it is not among them
+		n := l.pairs.kept(binary.LittleEndian.Uint64(l.buf[o-8:]))
+		if n >= left || l.base+o-8 < run.start {
+			break
+		}
+		left, o = left-n, o-8
+	}
+	for o--; o >= 0; o-- {
+		if asciiAlnum(l.buf[o]) != 0 {
+			if left--; left == 0 {
+				return l.base + o, 1
+			}
+		}
+	}
+	return l.base, 0
+}
+
+// offset returns the offset of the first byte of character i.
+func (l *foldedLane) offset(i int) int64 {
+	offset, _ := l.place(i)
+	return offset
+}
+
+// wide reports whether the characters from i on hold more dropped bytes than a match may.
+func (l *foldedLane) wide(i int) bool {
+	return l.next-l.offset(i)-int64(len(l.text)-i) > maxGap
 }
 
 // erase takes back the last character.
@@ -225,32 +218,61 @@ func (l *foldedLane) erase() {
 		return
 	}
 	l.floor = l.hold(true)
-	l.text, l.at, l.state = l.text[:n], l.at[:n], l.state[:n]
-	// A short state may be stale: skip has looked ahead at characters that are gone now. What is alive then lies within the last characters.
-	l.s = 0
-	if n > 0 && l.a.depth[l.state[n-1]] >= gram {
-		l.s = l.state[n-1]
-		return
+	l.text = l.text[:n]
+	for r := len(l.runs) - 1; r >= 0 && l.runs[r].first >= l.gone+int64(n); r-- {
+		l.runs = l.runs[:r]
 	}
-	for i := max(0, n-gram+1); i < n; i++ {
-		l.narrow(i, int64(l.at[i]>>8))
-		l.s = l.a.step(l.s, l.text[i])
+	l.f.cut(l.gone + int64(n))
+}
+
+// live returns the index of the first character of the longest live match.
+func (l *foldedLane) live() int {
+	if l.x.longest == 0 {
+		return len(l.text)
 	}
+	i := int(l.f.live(l.text, l.gone, l.barrier) - l.gone)
+	for i < len(l.text) && l.wide(i) { // the longer of two live matches always holds more
+		l.barrier = l.gone + int64(i) + 1
+		i = int(l.f.live(l.text, l.gone, l.barrier) - l.gone)
+	}
+	return i
 }
 
 // hold returns the offset from which on bytes may still become part of a match: those of the longest live match and, with mend, of a broken one that
 // backspaces could mend.
 func (l *foldedLane) hold(mend bool) int64 {
-	n, from := len(l.text), l.next
-	l.narrow(n, l.next)
-	if d := l.a.alive(l.s); d > 0 {
-		from = l.start(n, d)
+	from, i := l.next, l.live()
+	if i < len(l.text) {
+		from = l.offset(i)
 	}
-	for i := n; mend && i > 0 && i > n-ghosts && l.gone+int64(i) > l.clean; i-- {
-		s := l.state[i-1]
-		if s > 0 && l.a.depth[s] >= ghostDepth && l.next-int64(l.at[i-1]>>8) <= ghostReach {
-			from = min(from, l.start(i, int(l.a.depth[s])))
-		}
+	if mend && l.x.longest > 0 {
+		from = min(from, l.ghost(i))
 	}
 	return max(from, l.floor)
+}
+
+// ghost returns the offset of the first broken match before character i that could be mended.
+func (l *foldedLane) ghost(i int) int64 {
+	from, n := l.next, len(l.text)
+	for _, c := range l.f.open {
+		if c.upto < l.f.end && c.start >= l.gone {
+			if o := l.offset(int(c.start - l.gone)); o < from && l.mendable(int(c.upto-l.gone)) {
+				from = o
+			}
+		}
+	}
+	for j := max(0, n-l.x.reach-ghosts); j < i && j+ghostDepth <= n; j++ {
+		if !has(l.x.heads.four, (load(l.text, j)&0xffffffff)*multiplier>>l.x.heads.shift) {
+			continue
+		}
+		if d := l.x.matched(l.text[j:]); d >= ghostDepth && j+d < n && l.mendable(j+d) {
+			return min(from, l.offset(j))
+		}
+	}
+	return from
+}
+
+// mendable reports whether backspaces may still mend what broke before character i.
+func (l *foldedLane) mendable(i int) bool {
+	return i > len(l.text)-ghosts && l.gone+int64(i) > l.f.done && l.next-l.offset(i-1) <= ghostReach
 }

@@ -14,9 +14,12 @@ const (
 // maskOf returns the text that takes the place of a value of key.
 func maskOf(key string) string { return maskOpen + key + maskClose }
 
-// collides reports whether printing mask shows value, or completes it so that fewer than 8 other bytes of it are left to recognize.
-func collides(mask string, value []byte) bool {
-	m := []byte(mask)
+// collides reports whether printing the mask of key shows value, or completes it so that fewer than 8 other bytes of it are left to recognize.
+func collides(key string, value []byte) bool {
+	if len(value) > len(maskOpen)+len(key)+len(maskClose) && bytes.IndexByte(value, '[') < 0 && bytes.IndexByte(value, ']') < 0 {
+		return false // it does not fit into the mask, and every piece that fits at its edges has a bracket
+	}
+	m := []byte(maskOf(key))
 	if bytes.Contains(m, value) || bytes.Contains(value, m) {
 		return true
 	}
@@ -34,9 +37,6 @@ func collides(mask string, value []byte) bool {
 func trimmed(e entry, mask string) []pattern {
 	var out []pattern
 	m, v := []byte(mask), e.value
-	if !bytes.ContainsAny(v, "[]") { // as one of them ends or begins every piece that fits
-		return nil
-	}
 	for k := 1; k < len(m) && len(v)-k >= minNeedle; k++ {
 		if bytes.HasSuffix(m, v[:k]) {
 			out = append(out, pattern{key: e.key, form: formRaw, text: v[k:]})

@@ -51,13 +51,15 @@ func (r *Reader) Counts() []Count { return r.s.report(r.name) }
 
 // fill reads once from src.
 func (r *Reader) fill() {
-	r.s.out = r.s.out[:0]
 	n, err := r.src.Read(r.in)
-	step := error(nil)
+	step, before := error(nil), []byte(nil)
 	if n > 0 {
 		step = r.s.feed(r.in[:n])
 	}
 	if err != nil && step == nil {
+		if n > 0 {
+			before = bytes.Clone(r.s.out) // close takes it back
+		}
 		step = r.s.close()
 		clear(r.in)
 		r.err = err
@@ -66,10 +68,12 @@ func (r *Reader) fill() {
 		}
 	}
 	if step != nil {
-		r.s.out = nil
+		r.s.out, before = nil, nil
 		r.err = fmt.Errorf("redacting %s: %w", r.name, step)
 	}
-	r.out = r.s.out
+	if r.out = r.s.out; len(before) > 0 {
+		r.out = append(before, r.out...)
+	}
 }
 
 // Bytes returns p redacted as one closed stream, in memory of its own. It returns nil if the set is nil or wiped.

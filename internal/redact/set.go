@@ -36,6 +36,9 @@ var (
 type Options struct {
 	// AllowWeak registers a value that would be refused with ErrWeak. Derived forms shorter than 8 bytes are left out, the value itself never.
 	AllowWeak bool
+	// ExactOnly looks for the value in the exact view only: raw, base64, hex and the escapes that are a fixed text, but nothing that is split, spelled out or
+	// changed as a whole. It is for values that would make false masks in the folded view, and for streams where speed is worth more.
+	ExactOnly bool
 }
 
 // Set holds the values to redact. The zero value is empty and ready. It is safe for concurrent use, and may grow while writers use it: a writer takes
@@ -45,18 +48,23 @@ type Set struct {
 	mu    sync.Mutex
 	vals  []entry
 	built *needles
+	pairs *pairTable
+	deep  *thorough
 	wiped bool
 }
 
 type entry struct {
 	key   string
 	value []byte
+	exact bool // only
 }
 
 // needles is one compiled generation of a set. It never changes.
 type needles struct {
 	gen           uint64
-	exact, folded *automaton
+	exact, folded *index
+	pairs         *pairTable
+	spread        int // bytes that the longest form takes in a stream
 }
 
 // NewSet returns an empty set.
@@ -77,29 +85,29 @@ func (s *Set) Add(key string, value []byte, o Options) error {
 		if e.key == key && bytes.Equal(e.value, value) {
 			return nil
 		}
-		if collides(maskOf(e.key), value) || collides(maskOf(key), e.value) {
+		if collides(e.key, value) || collides(key, e.value) {
 			return fmt.Errorf("registering a value of %q for redaction: %w", key, ErrMask)
 		}
 	}
-	s.vals = append(s.vals, entry{key, bytes.Clone(value)})
+	s.vals = append(s.vals, entry{key, bytes.Clone(value), o.ExactOnly})
 	s.built = nil
 	s.gen.Add(1)
 	return nil
 }
 
 // Wipe forgets all values and overwrites the set's copies of them. Later Adds, and Writers and Readers that still use the set, fail with ErrWiped. It is best
-// effort: the compiled automata and the buffers of open writers hold copies too, which are left to the garbage collector.
+// effort: the compiled indexes and the buffers of open writers hold copies too, which are left to the garbage collector.
 func (s *Set) Wipe() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, e := range s.vals {
 		clear(e.value)
 	}
-	s.vals, s.built, s.wiped = nil, nil, true
+	s.vals, s.built, s.deep, s.wiped = nil, nil, nil, true
 	s.gen.Add(1)
 }
 
-// compiled returns the automata of the current generation and builds them if they are not there yet.
+// compiled returns the indexes of the current generation and builds them if they are not there yet.
 func (s *Set) compiled() (*needles, error) {
 	if s == nil {
 		return nil, ErrWiped
@@ -111,6 +119,10 @@ func (s *Set) compiled() (*needles, error) {
 	}
 	if s.built == nil {
 		s.built = compile(s.vals)
+		if s.pairs == nil {
+			s.pairs = newPairTable()
+		}
+		s.built.pairs = s.pairs
 		s.built.gen = s.gen.Load()
 	}
 	return s.built, nil
@@ -118,20 +130,27 @@ func (s *Set) compiled() (*needles, error) {
 
 func compile(vals []entry) *needles {
 	var exact, folded []pattern
+	spread := 0
 	for _, e := range vals {
 		for _, p := range formsOf(e.value) {
 			p.key = e.key
-			if p.folded {
-				folded = append(folded, p)
-			} else {
+			switch {
+			case !p.folded:
 				exact = append(exact, p)
+			case !e.exact:
+				folded = append(folded, p)
+			default:
+				continue
+			}
+			spread = max(spread, p.spread())
+		}
+		if bytes.ContainsAny(e.value, "[]") { // as one of them ends or begins every piece that a mask completes
+			for _, m := range vals {
+				exact = append(exact, trimmed(e, maskOf(m.key))...)
 			}
 		}
-		for _, m := range vals {
-			exact = append(exact, trimmed(e, maskOf(m.key))...)
-		}
 	}
-	return &needles{exact: newAutomaton(exact), folded: newAutomaton(folded)}
+	return &needles{exact: newIndex(exact), folded: newIndex(folded), spread: spread}
 }
 
 func check(key string, value []byte, o Options) error {
@@ -144,7 +163,7 @@ func check(key string, value []byte, o Options) error {
 		return ErrTooLong
 	case !o.AllowWeak && weak(value):
 		return ErrWeak
-	case bytes.Contains(value, []byte(maskOpen)) || collides(maskOf(key), value):
+	case bytes.Contains(value, []byte(maskOpen)) || collides(key, value):
 		return ErrMask
 	}
 	return nil

@@ -94,7 +94,7 @@ func TestSteadyHoldsBackOneLessThanTheLongestForm(t *testing.T) {
 	}
 	longest := 0
 	for _, p := range formsOf([]byte(alnumValue)) {
-		longest = max(longest, len(p.text)*map[bool]int{false: 1, true: 3}[p.folded])
+		longest = max(longest, p.spread())
 	}
 	if got := int(n.lag()); got != longest-1 || got > 6*len(alnumValue) {
 		t.Errorf("holds back %d, the longest form has %d", got, longest)

@@ -1,7 +1,9 @@
 package redact
 
 import (
+	"bytes"
 	"cmp"
+	"math"
 	"slices"
 	"sort"
 )
@@ -9,8 +11,9 @@ import (
 // Count says how many masks of a stream hold a value of Key found in Form. A mask that unites values of several keys counts once for each of them; of the
 // forms of one key the longest match counts. A value that ends exactly where a longer match ends is not counted.
 //
-// The forms are raw, base64, base64url, hex, base32, url, json, go, shell, c, xml, utf16, unicode-tags, full-width, reversed, reversed-base64, rot13 and line;
-// those found in the folded view only carry the prefix "folded-". The form partial is a live match that was masked at the end of a stream.
+// The forms are raw, base64, base64url, hex, base32, url, json, go, python, shell, c, xml, quoted-printable, utf16, unicode-tags, full-width, reversed,
+// reversed-base64, rot13, rot47, decimal, line and part; those found in the folded view only carry the prefix "folded-". The form partial is a live match that
+// was masked at the end of a stream. Deep adds atbash, octal, binary, ascii85, base58, sha256, xor, shifted, nested and detected.
 type Count struct {
 	Key    string
 	Form   string
@@ -34,40 +37,43 @@ type stream struct {
 	buf    []byte
 	base   int64 // offset of buf[0]
 	done   int64 // everything before it went out, or is the start of the open mask
-	exact  exactLane
+	exact  search
 	folded foldedLane
 	masks  []mask // in order, apart from each other
 	out    []byte
-	counts map[Count]int // N is 0 in the keys
-	mute   bool          // count only
-	steady bool          // hold back by position alone; see NewSteadyWriter
+	spare  []byte // takes the place of out while that is a part of buf
+	counts map[*label]int
+	mute   bool  // count only
+	steady bool  // hold back by position alone; see NewSteadyWriter
+	keep   int64 // what was released but is looked at again begins there
+	direct bool  // out is a part of buf
 }
 
 // mask is the union of overlapping matches.
 type mask struct {
 	start, end int64
-	best       []match // the longest of each key, the longest of all first
+	best       match
+	others     []match // the longest of each other key
 }
 
 type match struct {
 	start  int64
 	length int
-	needle *pattern
+	label  *label
 }
 
 func newStream(set *Set) *stream {
-	return &stream{set: set, counts: make(map[Count]int), folded: foldedLane{class: classes()}}
+	return &stream{set: set, keep: math.MaxInt64, counts: make(map[*label]int)}
 }
 
-// feed takes in p and puts what is certain into s.out. Callers cut long input into pieces, which bounds buf.
+// feed takes in p and puts what is certain into s.out, which is good until the next call. Callers cut long input into pieces, which bounds buf.
 func (s *stream) feed(p []byte) error {
 	if err := s.arm(); err != nil {
 		return err
 	}
-	old := len(s.buf)
+	s.shrink()
 	s.buf = append(s.buf, p...)
-	s.exact.read(s.buf, old, s.base+int64(old), s.found)
-	s.folded.read(s.buf, s.base, false, s.found)
+	s.read(false)
 	if s.steady {
 		s.release(max(s.end()-s.needs.lag(), s.done))
 		return nil
@@ -76,10 +82,34 @@ func (s *stream) feed(p []byte) error {
 	return nil
 }
 
-// lag is how many bytes a steady stream holds back: one less than the longest exact needle, and than the longest folded one with three bytes for each
-// character. That is enough for every byte of a value spelled as \u00NN, because the longest folded needle is the hex form, two characters for each byte.
-func (n *needles) lag() int64 {
-	return int64(max(n.exact.deepest, 3*n.folded.deepest, 1) - 1)
+// lag is how many bytes a steady stream holds back: one less than the longest form takes.
+func (n *needles) lag() int64 { return int64(max(n.spread, 1) - 1) }
+
+// spread returns how many bytes p takes in a stream: a folded needle three for each character, which is enough for every byte of a value spelled as \u00NN,
+// because the hex form has two characters for each byte; codes with a prefix or of three digits, half as much, which is as long.
+func (p pattern) spread() int {
+	switch {
+	case !p.folded:
+		return len(p.text)
+	case p.form == foldedPrefix+formDecimal || p.form == foldedPrefix+formHex && bytes.HasPrefix(p.text, []byte("0x")):
+		return len(p.text) * 3 / 2
+	}
+	return len(p.text) * 3
+}
+
+// read lets both lanes read what they have not read yet.
+func (s *stream) read(atEnd bool) {
+	s.exact.scan(s.buf, s.base)
+	for _, h := range s.exact.hits {
+		n := &s.exact.x.needles[h.id]
+		s.found(span{h.start, h.start + int64(n.n), int(n.n), &s.exact.x.labels[n.label]})
+	}
+	s.exact.hits = s.exact.hits[:0]
+	s.folded.read(s.buf, s.base, atEnd)
+	for _, h := range s.folded.hits {
+		s.found(h)
+	}
+	s.folded.hits = s.folded.hits[:0]
 }
 
 // arm takes up a new generation of the set and looks for its needles in what is held. Matches that were found stay.
@@ -91,11 +121,11 @@ func (s *stream) arm() error {
 	if err != nil {
 		return err
 	}
+	s.shrink()
 	s.needs = n
-	s.exact = exactLane{a: n.exact}
-	s.folded.reset(n.folded, s.done)
-	s.exact.read(s.buf, int(s.done-s.base), s.done, s.found)
-	s.folded.read(s.buf, s.base, false, s.found)
+	s.exact.restart(n.exact, s.done)
+	s.folded.reset(n.folded, n.pairs, s.done)
+	s.read(false)
 	return nil
 }
 
@@ -105,8 +135,10 @@ func (s *stream) flush() error {
 		return err
 	}
 	if s.steady {
+		s.shrink()
 		return nil
 	}
+	s.shrink()
 	s.release(s.limit(false))
 	if len(s.masks) > 0 && s.masks[0].start < s.done {
 		s.release(s.masks[0].end)
@@ -123,7 +155,10 @@ func (s *stream) endRecord() error {
 	if err := s.arm(); err != nil {
 		return err
 	}
+	s.shrink()
+	keep := s.limit(false)
 	s.release(s.end())
+	s.keep = keep
 	return nil
 }
 
@@ -132,99 +167,119 @@ func (s *stream) close() error {
 	if err := s.arm(); err != nil {
 		return err
 	}
-	s.folded.read(s.buf, s.base, true, s.found)
+	s.shrink()
+	s.read(true)
 	if !s.steady {
 		s.maskPartial()
 	}
 	s.release(s.end())
-	clear(s.buf[:cap(s.buf)])
-	clear(s.folded.text[:cap(s.folded.text)])
 	return nil
 }
 
+// maskPartial masks what is live.
 func (s *stream) maskPartial() {
-	if p, n := s.exact.a.partial(s.exact.s); p != nil {
-		s.found(s.end()-int64(n), s.end(), n, partialOf(p))
+	if l, n := s.exact.x.partial(s.buf); l != nil {
+		s.found(span{s.end() - int64(n), s.end(), n, partialOf(l)})
 	}
-	s.folded.hold(false)
-	if p, n := s.folded.a.partial(s.folded.s); p != nil {
-		i := len(s.folded.text)
-		s.found(max(s.folded.start(i, n), s.folded.floor), s.folded.end(i), n, partialOf(p))
+	f := &s.folded
+	if i := f.live(); i < len(f.text) {
+		if l, n := f.x.partial(f.text[i:]); l != nil {
+			i := len(f.text)
+			last, size := f.place(i - 1)
+			s.found(span{max(f.offset(i-n), f.floor), last + size, n, partialOf(l)})
+		}
 	}
 }
 
-func partialOf(p *pattern) *pattern { return &pattern{key: p.key, form: formPartial, folded: p.folded} }
+// wipe overwrites what the stream holds, once its last output was used.
+func (s *stream) wipe() {
+	clear(s.buf[:cap(s.buf)])
+	clear(s.folded.text[:cap(s.folded.text)])
+}
+
+func partialOf(l *label) *label {
+	return &label{key: l.key, form: formPartial, folded: l.folded, mask: l.mask}
+}
 
 func (s *stream) end() int64 { return s.base + int64(len(s.buf)) }
 
 // limit returns the first byte that may still become part of a match. With strict, that includes a beginning of an escape and matches that backspaces could mend.
 func (s *stream) limit(strict bool) int64 {
-	exact := s.end() - int64(s.exact.a.alive(s.exact.s))
+	exact := s.end()
+	if s.exact.x.longest > 0 {
+		exact = s.exact.live(s.buf, s.base, s.base)
+	}
 	folded := s.folded.hold(strict)
-	if !strict && s.folded.a.alive(s.folded.s) == 0 {
+	if !strict && s.folded.live() == len(s.folded.text) {
 		folded = s.end()
 	}
 	return max(min(exact, folded), s.done)
 }
 
-// found is the hit function of both lanes.
-func (s *stream) found(start, end int64, length int, p *pattern) {
-	if start = max(start, s.done); start >= end {
+// found takes in a match.
+func (s *stream) found(h span) {
+	start, end := max(h.start, s.done), h.end
+	if start >= end {
 		return
 	}
 	// masks[i:j] overlap the match.
 	i := sort.Search(len(s.masks), func(i int) bool { return s.masks[i].end > start })
 	j := i
-	if i == len(s.masks)-1 && s.masks[i].extend(start, end, length, p) {
+	for j < len(s.masks) && s.masks[j].start < end {
+		j++
+	}
+	if i == j {
+		s.masks = slices.Insert(s.masks, i, mask{start: start, end: end, best: match{start, h.length, h.label}})
 		return
 	}
-	m := mask{start: start, end: end, best: []match{{start, length, p}}}
-	for ; j < len(s.masks) && s.masks[j].start < end; j++ {
-		m.start, m.end = min(m.start, s.masks[j].start), max(m.end, s.masks[j].end)
-		m.best = append(m.best, s.masks[j].best...)
-	}
-	if j > i+1 || len(m.best) > 1 {
-		m.best = longestOfEach(m.best)
-	}
-	s.masks = slices.Replace(s.masks, i, j, m)
-}
-
-// extend adds a match that overlaps m and tells nothing new about its key, and reports whether it did. It keeps periodic streams cheap.
-func (m *mask) extend(start, end int64, length int, p *pattern) bool {
-	if m.start > start || m.end <= start {
-		return false
-	}
-	for _, b := range m.best {
-		if b.needle == p && b.length >= length {
-			m.end = max(m.end, end)
-			return true
+	m := &s.masks[i]
+	m.start, m.end = min(m.start, start), max(end, s.masks[j-1].end)
+	m.add(match{start, h.length, h.label})
+	for _, o := range s.masks[i+1 : j] {
+		m.add(o.best)
+		for _, b := range o.others {
+			m.add(b)
 		}
 	}
-	return false
+	if j > i+1 {
+		s.masks = slices.Delete(s.masks, i+1, j)
+	}
 }
 
-// longestOfEach keeps the longest match of each key. Its order is total, so that the result does not depend on the order in which matches are found.
-func longestOfEach(all []match) []match {
-	slices.SortFunc(all, func(a, b match) int {
-		return cmp.Or(
-			cmp.Compare(b.length, a.length),
-			cmp.Compare(rank(a.needle), rank(b.needle)),
-			cmp.Compare(a.start, b.start),
-			cmp.Compare(a.needle.key, b.needle.key),
-			cmp.Compare(a.needle.form, b.needle.form),
-		)
-	})
-	kept := all[:0]
-	for _, m := range all {
-		if !slices.ContainsFunc(kept, func(k match) bool { return k.needle.key == m.needle.key }) {
-			kept = append(kept, m)
+// add keeps the longest match of each key, the longest of all first.
+func (m *mask) add(n match) {
+	if n.label.key == m.best.label.key {
+		if before(n, m.best) {
+			m.best = n
 		}
+		return
 	}
-	return slices.Clip(kept)
+	i := slices.IndexFunc(m.others, func(o match) bool { return o.label.key == n.label.key })
+	if i < 0 {
+		i, m.others = len(m.others), append(m.others, n)
+	} else if before(n, m.others[i]) {
+		m.others[i] = n
+	}
+	if before(m.others[i], m.best) {
+		m.best, m.others[i] = m.others[i], m.best
+	}
+}
+
+// before is a total order of matches, so that the outcome does not depend on the order in which they are found.
+func before(a, b match) bool {
+	if a.length != b.length {
+		return a.length > b.length
+	}
+	return cmp.Or(
+		cmp.Compare(rank(a.label), rank(b.label)),
+		cmp.Compare(a.start, b.start),
+		cmp.Compare(a.label.key, b.label.key),
+		cmp.Compare(a.label.form, b.label.form),
+	) < 0
 }
 
 // rank prefers the exact view, which names a form more precisely.
-func rank(p *pattern) int {
+func rank(p *label) int {
 	if p.folded {
 		return 1
 	}
@@ -251,44 +306,72 @@ func (s *stream) release(limit int64) {
 	if len(s.masks) == 0 || s.masks[0].start >= limit {
 		s.plain(limit)
 	}
-	s.shrink()
 }
 
-// plain puts out the bytes up to offset as they are.
+// plain puts out the bytes up to offset as they are. The first of them need no copy, as long as nothing follows.
 func (s *stream) plain(offset int64) {
 	if offset <= s.done {
 		return
 	}
-	if !s.mute {
-		s.out = append(s.out, s.buf[s.done-s.base:offset-s.base]...)
+	if p := s.buf[s.done-s.base : offset-s.base]; !s.mute {
+		if len(s.out) == 0 && !s.direct {
+			s.direct, s.out, s.spare = true, p, s.out
+		} else {
+			s.own()
+			s.out = append(s.out, p...)
+		}
 	}
 	s.done = offset
 }
 
-func (s *stream) masked(m mask) {
-	if !s.mute {
-		s.out = append(s.out, maskOf(m.best[0].needle.key)...)
-	}
-	for _, b := range m.best {
-		s.counts[Count{Key: b.needle.key, Form: b.needle.form}]++
+// own makes sure that out is not a part of buf.
+func (s *stream) own() {
+	if s.direct {
+		s.direct, s.out = false, append(s.spare[:0], s.out...)
 	}
 }
 
-// shrink drops bytes from buf that nobody needs any more.
+func (s *stream) masked(m mask) {
+	if !s.mute {
+		s.own()
+		s.out = append(s.out, m.best.label.mask...)
+	}
+	s.counts[m.best.label]++
+	for _, b := range m.others {
+		s.counts[b.label]++
+	}
+}
+
+// shrink takes back out, which has been used, and drops bytes from buf that nobody needs any more.
 func (s *stream) shrink() {
-	n := min(s.done, s.folded.next) - s.base
+	if s.direct {
+		s.direct, s.out = false, s.spare
+	}
+	s.out = s.out[:0]
+	n := min(s.done, s.folded.next, s.keep) - s.base
+	s.keep = math.MaxInt64
 	s.buf = s.buf[:copy(s.buf, s.buf[n:])]
 	s.base += n
 }
 
 // report returns the counts in a fixed order.
 func (s *stream) report(name string) []Count {
+	sum := make(map[Count]int) // a label may be in several generations of the set
+	for l, n := range s.counts {
+		sum[Count{Key: l.key, Form: l.form, Stream: name}] += n
+	}
+	return sorted(sum)
+}
+
+// sorted returns counts, whose keys have no N, in a fixed order.
+func sorted(sum map[Count]int) []Count {
 	var out []Count
-	for c, n := range s.counts {
-		out = append(out, Count{Key: c.Key, Form: c.Form, Stream: name, N: n})
+	for c, n := range sum {
+		c.N = n
+		out = append(out, c)
 	}
 	slices.SortFunc(out, func(a, b Count) int {
-		return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(a.Form, b.Form))
+		return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(a.Stream, b.Stream), cmp.Compare(a.Form, b.Form))
 	})
 	return out
 }

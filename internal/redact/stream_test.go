@@ -259,11 +259,11 @@ func TestFlush(t *testing.T) {
 		{alnumValue[:9], "name: "}, // A23: alive, however often flushed
 		{"", "name: "},
 		{alnumValue[9:], "name: " + kMask},
-		{alnumValue[:6] + "0!", "name: " + kMask + alnumValue[:6] + "0!"},       // dead
-		{"100%", "name: " + kMask + alnumValue[:6] + "0!100%"},                  // may begin an escape
-		{alnumValue, "name: " + kMask + alnumValue[:6] + "0!100%" + kMask},      //
-		{"#0\\", "name: " + kMask + alnumValue[:6] + "0!100%" + kMask + "#0\\"}, // goes on as an escape:
-		{"x67" + alnumValue[1:], "name: " + kMask + alnumValue[:6] + "0!100%" + kMask + "#0\\" + kMask},
+		{alnumValue[:6] + "v!", "name: " + kMask + alnumValue[:6] + "v!"},       // dead
+		{"177%", "name: " + kMask + alnumValue[:6] + "v!177%"},                  // may begin an escape
+		{alnumValue, "name: " + kMask + alnumValue[:6] + "v!177%" + kMask},      //
+		{"#v\\", "name: " + kMask + alnumValue[:6] + "v!177%" + kMask + "#v\\"}, // goes on as an escape:
+		{"x67" + alnumValue[1:], "name: " + kMask + alnumValue[:6] + "v!177%" + kMask + "#v\\" + kMask},
 	} {
 		if _, err := io.WriteString(w, step.write); err != nil {
 			t.Fatal(err)

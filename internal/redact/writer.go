@@ -25,8 +25,8 @@ func NewWriter(dst io.Writer, set *Set, stream string) *Writer {
 // upstream reflect. What an ordinary Writer holds back, and for how long, says whether the last bytes begin a value, so that it could be guessed letter by
 // letter. A steady one tells nothing but whole matches:
 //
-//   - it always holds back the same number of bytes, until Close or EndRecord: one less than the longest form of a value, and at most about six bytes for each
-//     byte of the longest value (up to 8 KiB). The number changes only when the set grows;
+//   - it always holds back the same number of bytes, until Close or EndRecord: one less than the longest form of a value, which is at most about
+//     six bytes for each byte of the longest value or piece of one. The number changes only when the set grows;
 //   - Flush does nothing;
 //   - a live partial match at the end goes out as it is and not as a mask.
 //
@@ -88,6 +88,7 @@ func (w *Writer) Close() error {
 		return nil
 	}
 	w.closed = true
+	defer w.s.wipe()
 	return w.do(w.s.close)
 }
 
@@ -114,7 +115,6 @@ func (w *Writer) do(step func() error) error {
 	if err == nil && n < len(w.s.out) {
 		err = io.ErrShortWrite
 	}
-	w.s.out = w.s.out[:0]
 	if err != nil {
 		w.err = fmt.Errorf("writing redacted %s: %w", w.name, err)
 	}

@@ -29,7 +29,7 @@ func BenchmarkDecision(b *testing.B) {
 
 // BenchmarkRedaction reports the speed relative to memcpy as well.
 func BenchmarkRedaction(b *testing.B) {
-	r, err := NewRedaction(100)
+	r, err := NewRedaction(100, false)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -26,20 +26,22 @@ type Redaction struct {
 }
 
 // NewRedaction makes n values of 20 to 64 characters and arms a redactor with
-// all their forms. The text is that of a build log.
-func NewRedaction(n int) (*Redaction, error) {
+// all their forms, or with those of the exact view only. The text is that of a
+// build log.
+func NewRedaction(n int, exactOnly bool) (*Redaction, error) {
 	rnd := rand.New(rand.NewPCG(1, 2))
-	r := &Redaction{text: buildLog(rnd, 4<<20), copy: make([]byte, WriteSize)}
+	// More than the caches hold, as a stream is.
+	r := &Redaction{text: bytes.Repeat(buildLog(rnd, 4<<20), 16), copy: make([]byte, WriteSize)}
 	set := redact.NewSet()
 	for i := range n {
 		v := randomValue(rnd, 20+rnd.IntN(45))
 		r.values = append(r.values, v)
-		if err := set.Add(fmt.Sprintf("KEY_%d", i), v, redact.Options{}); err != nil {
+		if err := set.Add(fmt.Sprintf("KEY_%d", i), v, redact.Options{ExactOnly: exactOnly}); err != nil {
 			return nil, err
 		}
 	}
 	r.writer = redact.NewWriter(io.Discard, set, "bench")
-	return r, r.Redact() // builds the automata
+	return r, r.Redact() // builds the index
 }
 
 // next returns the next WriteSize bytes.

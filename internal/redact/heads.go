@@ -1,0 +1,144 @@
+package redact
+
+import (
+	"bytes"
+	"sort"
+)
+
+// heads tells whether a short text can be the beginning of a needle: by its first byte, its first two, three, four and eight. Only what passes is
+// looked up among the needles.
+type heads struct {
+	one          [4]uint64
+	two, three   []uint64 // nil if no needle is so long
+	four, eight  []uint64
+	shift, third uint8
+}
+
+func headsOf(x *index) heads {
+	size := 12
+	for size < 20 && 1<<size < 32*len(x.needles) {
+		size++
+	}
+	third := min(size, 18)
+	h := heads{
+		two: make([]uint64, 1<<10), three: make([]uint64, 1<<third/64), four: make([]uint64, 1<<size/64), eight: make([]uint64, 1<<size/64),
+		shift: uint8(64 - size), third: uint8(64 - third),
+	}
+	for i := range x.needles {
+		text := x.text(uint32(i))
+		w := load(text, 0)
+		set(h.one[:], w&0xff)
+		set(h.two, w&0xffff)
+		set(h.three, (w&0xffffff)*multiplier>>h.third)
+		set(h.four, (w&0xffffffff)*multiplier>>h.shift)
+		set(h.eight, w*multiplier>>h.shift)
+	}
+	return h
+}
+
+func set(bits []uint64, i uint64) { bits[i>>6] |= 1 << (i & 63) }
+func has(bits []uint64, i uint64) bool {
+	return bits[i>>6]>>(i&63)&1 != 0
+}
+
+// may reports whether the text of n bytes that w begins with can be the beginning of a needle. False is certain.
+func (h *heads) may(w uint64, n int) bool {
+	switch {
+	case n >= 8:
+		return has(h.eight, w*multiplier>>h.shift)
+	case n >= 4:
+		return has(h.four, (w&0xffffffff)*multiplier>>h.shift)
+	case n == 3:
+		return has(h.three, (w&0xffffff)*multiplier>>h.third)
+	case n == 2:
+		return has(h.two, w&0xffff)
+	}
+	return has(h.one[:], w&0xff)
+}
+
+// live returns the first place from i on where p[i:] is the beginning, and not all, of a needle, or len(p).
+func (x *index) live(p []byte, i int) int {
+	for ; i+8 <= len(p); i++ {
+		if has(x.heads.eight, load(p, i)*multiplier>>x.heads.shift) && x.begins(p[i:]) {
+			return i
+		}
+	}
+	for ; i < len(p); i++ {
+		n := len(p) - i
+		if !x.heads.may(load(p, i), n) {
+			continue
+		}
+		if n <= 2 && x.shortest > 2 || x.begins(p[i:]) { // of one and two bytes the heads know all
+			return i
+		}
+	}
+	return i
+}
+
+// find returns the first needle that is not before t in order.
+func (x *index) find(t []byte) int {
+	return sort.Search(len(x.needles), func(i int) bool { return bytes.Compare(x.text(uint32(i)), t) >= 0 })
+}
+
+// begins reports whether t is the beginning of a needle that is longer than t.
+func (x *index) begins(t []byte) bool {
+	i := x.find(t)
+	if i < len(x.needles) && int(x.needles[i].n) == len(t) { // t itself, or one that comes after it: then no needle begins with t but t
+		if i++; !bytes.Equal(x.text(uint32(i-1)), t) {
+			return false
+		}
+	}
+	return i < len(x.needles) && bytes.HasPrefix(x.text(uint32(i)), t)
+}
+
+// matched returns how many bytes of t, from its start, are the beginning of a needle.
+func (x *index) matched(t []byte) int {
+	i, best := x.find(t), 0
+	for _, k := range []int{i - 1, i} {
+		if k >= 0 && k < len(x.needles) {
+			best = max(best, common(x.text(uint32(k)), t))
+		}
+	}
+	return best
+}
+
+func common(a, b []byte) int {
+	n := min(len(a), len(b))
+	for i := range n {
+		if a[i] != b[i] {
+			return i
+		}
+	}
+	return n
+}
+
+// partial returns the longest beginning of a needle that p ends in and that is so much of the needle, min(8, half), that it must not be shown. If a whole
+// needle ends here, that is masked already.
+func (x *index) partial(p []byte) (*label, int) {
+	for i := max(0, len(p)-x.longest); i < len(p); i++ {
+		t := p[i:]
+		if len(t) < min(8, (x.shortest+1)/2) {
+			break
+		}
+		if !x.heads.may(load(t, 0), len(t)) {
+			continue
+		}
+		k, shortest := x.find(t), -1
+		for ; k < len(x.needles) && bytes.HasPrefix(x.text(uint32(k)), t); k++ {
+			if shortest < 0 || x.needles[k].n < x.needles[shortest].n {
+				shortest = k
+			}
+		}
+		if shortest < 0 {
+			continue
+		}
+		n := int(x.needles[shortest].n)
+		if len(t) == n {
+			break
+		}
+		if len(t) >= min(8, (n+1)/2) {
+			return &x.labels[x.needles[shortest].label], len(t)
+		}
+	}
+	return nil, 0
+}
