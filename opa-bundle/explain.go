@@ -63,7 +63,7 @@ func (i *Inspection) Explain(ctx context.Context, question string, input any, at
 		return out, nil
 	}
 	for _, optimized := range []bool{false, true} {
-		t := &tracer{rules: map[*ast.Rule]*RuleTrace{}, running: map[uint64]*ast.Rule{}, at: map[*ast.Rule]int{}}
+		t := &tracer{titles: i.compiler.GetAnnotationSet(), rules: map[*ast.Rule]*RuleTrace{}, running: map[uint64]*ast.Rule{}, at: map[*ast.Rule]int{}}
 		labels := (&topdown.EvaluatedRuleTracker{}).WithAnnotationSet(i.compiler.GetAnnotationSet())
 		d, err := i.traced(ctx, q, doc, at, optimized, t, labels)
 		if err != nil && optimized && ctx.Err() != nil {
@@ -116,6 +116,7 @@ func (q *query) question() ast.Body {
 
 // A tracer keeps, for each rule, whether it held and else where it stopped.
 type tracer struct {
+	titles  *ast.AnnotationSet
 	rules   map[*ast.Rule]*RuleTrace
 	running map[uint64]*ast.Rule // by query
 	at      map[*ast.Rule]int    // the farthest expression that failed
@@ -135,7 +136,7 @@ func (t *tracer) TraceEvent(e topdown.Event) {
 		}
 		t.running[e.QueryID] = rule
 		if t.rules[rule] == nil {
-			t.rules[rule], t.at[rule] = newRuleTrace(rule), -1
+			t.rules[rule], t.at[rule] = t.newTrace(rule), -1
 		}
 		if e.Op == topdown.ExitOp {
 			t.rules[rule].Held, t.rules[rule].Stopped = true, ""
@@ -157,17 +158,19 @@ func textOf(expr *ast.Expr) string {
 	return expr.String()
 }
 
-func newRuleTrace(rule *ast.Rule) *RuleTrace {
-	t := &RuleTrace{Rule: strings.TrimPrefix(rule.Ref().GroundPrefix().String(), "data."), Facts: []Fact{}}
+// newTrace names the rule. Its title is its own or that of its document.
+func (t *tracer) newTrace(rule *ast.Rule) *RuleTrace {
+	ref := rule.Ref().GroundPrefix()
+	out := &RuleTrace{Rule: strings.TrimPrefix(ref.String(), "data."), Facts: []Fact{}}
 	if rule.Location != nil {
-		t.File, t.Line = rule.Location.File, rule.Location.Row
+		out.File, out.Line = rule.Location.File, rule.Location.Row
 	}
-	for _, a := range rule.Annotations {
-		if t.Title == "" {
-			t.Title = a.Title
+	for _, a := range append(slices.Clone(rule.Annotations), t.titles.GetDocumentScope(ref)) {
+		if a != nil && out.Title == "" {
+			out.Title = a.Title
 		}
 	}
-	return t
+	return out
 }
 
 // sorted returns the traces with the facts that each rule reads of doc.

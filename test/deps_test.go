@@ -47,11 +47,12 @@ var allowedImports = map[string][]string{
 	"internal/demo/agent":                {},
 	"internal/devstack":                  {"internal/sealed", "internal/vaultclient", "opa-bundle", "rego", "spire-attestor", "vault-plugin/policies"},
 	"internal/cascade":                   {"internal/sealed"},
+	"internal/decisionlog":               {"internal/sealed"},
 	"internal/install":                   {"internal/sealed", "internal/vaultclient", "vault-plugin/policies"},
 	"internal/devstack/authority":        {"internal/sealed", "spire-attestor"},
 
 	// components; they never import each other
-	"vault-plugin":            {"internal/audit", "internal/sealed", "internal/secret"},
+	"vault-plugin":            {"internal/audit", "internal/cascade", "internal/decisionlog", "internal/sealed", "internal/secret"},
 	"vault-plugin/policies":   {},
 	"opa-bundle":              {"internal/sealed"},
 	"spire-attestor":          {"internal/sealed"},
@@ -62,7 +63,7 @@ var allowedImports = map[string][]string{
 	"spire-attestor/cmd/spire-attestor-sealed":     {"spire-attestor"},
 	"cmd/sealed-init": {"internal/sandboxinit"},
 	"cmd/sealed":      {},
-	"cmd/sealedctl": {"internal/agent", "internal/audit", "internal/demo", "internal/devstack", "internal/install", "internal/redact", "internal/relay", "internal/sandbox", "internal/sealed", "internal/supervise",
+	"cmd/sealedctl": {"internal/agent", "internal/audit", "internal/decisionlog", "internal/demo", "internal/devstack", "internal/install", "internal/redact", "internal/relay", "internal/sandbox", "internal/sealed", "internal/supervise",
 		"internal/vaultclient", "internal/workspace", "opa-bundle", "rego", "spire-attestor/registry", "vault-plugin/policies"},
 }
 

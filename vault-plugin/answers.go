@@ -93,6 +93,7 @@ func configAnswers() map[string]fields {
 			"agent_accessor": shown("Accessor of the auth mount of agents."), "claims_accessor": sometimes(named("Accessors whose alias metadata are claims.")),
 			"person_claim": shown("Metadata key that names the person."), "freeze_after": shown("Duration."), "stop_after": shown("Duration."),
 			"silent_after": shown("Duration."), "unconfirmed_after": shown("Duration."), "keep_runs": shown("Duration."),
+			"sops_root": sometimes(shown("Directory of SOPS files.")), "source_helpers": sometimes(answered(framework.TypeMap, false, "Digests of the programs that reach other sources.")),
 			"answer_key": publicKeys["answer_key"], "log_key": publicKeys["log_key"],
 		},
 		"trust-bundle " + update: nil,
@@ -116,6 +117,7 @@ func configAnswers() map[string]fields {
 			"expires": sometimes(shown("RFC 3339.")), "activated_at": sometimes(shown("RFC 3339.")),
 		},
 		"policy " + update:        {"digest": shown("Digest of the bundle."), "sequence": shown("Its sequence."), "expires": shown("RFC 3339.")},
+		"policy-bundle " + read:   {"bundle": shown("The signed bundle, base64.")},
 		"policy-decide " + update: {"decision": shown("The decision (JSON)."), "bundle": shown("Digest of the bundle that decided.")},
 	}
 }

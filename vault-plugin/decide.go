@@ -135,24 +135,24 @@ func list(s []string) []string {
 }
 
 // ask puts one key to one bundle.
-func (b *backend) ask(ctx context.Context, s logical.Storage, bundle Bundle, phase string, r runRow, who sealed.Requester, k keyTerms, reason string) (answered, error) {
+func (b *backend) ask(ctx context.Context, s logical.Storage, bundle Bundle, phase string, r runRow, who sealed.Requester, k keyTerms, reason string) (ruling, error) {
 	ds, err := b.askAll(ctx, s, bundle, phase, r, who, []keyTerms{k}, reason)
 	if err != nil {
-		return answered{}, err
+		return ruling{}, err
 	}
 	return ds[0], nil
 }
 
 // askAll puts keys to one bundle. Before the policy comes what the engine itself
-// knows: a key that the cascade ended, a source that is gone or that the level
-// which defines the key may not name.
-func (b *backend) askAll(ctx context.Context, s logical.Storage, bundle Bundle, phase string, r runRow, who sealed.Requester, keys []keyTerms, reason string) ([]answered, error) {
+// knows: a key that the cascade ended or that is not for this isolation, a source
+// that is gone or that the level which defines the key may not name.
+func (b *backend) askAll(ctx context.Context, s logical.Storage, bundle Bundle, phase string, r runRow, who sealed.Requester, keys []keyTerms, reason string) ([]ruling, error) {
 	now := b.now().UTC()
 	expired := !now.Before(bundle.Expires())
-	out := make([]answered, len(keys))
+	out := make([]ruling, len(keys))
 	asked := map[bool][]question{} // by whether workflow and tags are proven
 	for i, k := range keys {
-		kind, no, err := b.usable(ctx, s, k)
+		kind, no, err := b.usable(ctx, s, r, k)
 		switch {
 		case err != nil:
 			return nil, err
@@ -173,7 +173,7 @@ func (b *backend) askAll(ctx context.Context, s logical.Storage, bundle Bundle, 
 			if err != nil {
 				return nil, err
 			}
-			out[qs[i].at] = answered{Decision: d, decided: decided}
+			out[qs[i].at] = ruling{Decision: d, decided: decided}
 		}
 	}
 	return out, nil
@@ -206,10 +206,17 @@ func decideAll(ctx context.Context, bundle Bundle, in sealed.Input, qs []questio
 // usable says whether a key's source is static or dynamic, or why the key can't
 // be used whatever a policy says. Levels are those of the source now: taking
 // one away takes effect at the next decision.
-func (b *backend) usable(ctx context.Context, s logical.Storage, k keyTerms) (kind string, no *sealed.Decision, err error) {
+func (b *backend) usable(ctx context.Context, s logical.Storage, r runRow, k keyTerms) (kind string, no *sealed.Decision, err error) {
 	deny := func(d sealed.Decision) (string, *sealed.Decision, error) { return "", &d, nil }
 	if k.key.Ended != "" {
 		return deny(ended(k.key))
+	}
+	isolation := r.m.Sandbox.Isolation
+	if r.Claim != nil {
+		isolation = r.Claim.Isolation
+	}
+	if only := k.spec.Isolations; len(only) > 0 && !slices.Contains(only, isolation) {
+		return deny(sealed.Deny(sealed.ReasonIsolation, "the key is not for a sandbox with isolation "+isolation))
 	}
 	cfg, _, err := b.source(ctx, s, k.spec.Source)
 	switch {
@@ -253,6 +260,9 @@ func (b *backend) decideAgain(ctx context.Context, s logical.Storage, phase stri
 	current, err := b.effectiveNow(ctx, s, r.profile(), r.m.Requester.EntityID)
 	if err != nil {
 		return missing(err)
+	}
+	if b.mem.off.current {
+		current = pinned
 	}
 	before, ok := pinned.terms(name)
 	if !ok || before.digest != mk.SpecDigest {

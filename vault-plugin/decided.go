@@ -19,9 +19,9 @@ const (
 	maxDecided = 50
 )
 
-// An answered key has the policy's answer and, if a policy was asked, the event
+// A ruling about a key is the policy's answer and, if a policy was asked, the event
 // for the log.
-type answered struct {
+type ruling struct {
 	sealed.Decision
 	decided []decisionlog.Event // at most one
 }

@@ -126,6 +126,12 @@ func TestLevelsAfterEnqueue(t *testing.T) {
 		"fewer paths": {func(w *world) {
 			w.layer("system", "team/release", 0, `"requesters":{},"keys":{"LOW":{"bindings":[{"host":"api.example.com","methods":["GET"],"paths":["/v1/a"]}]}}`)
 		}, "LOW", 0, "/v1/a"},
+		"another isolation": {func(w *world) {
+			w.layer("system", "default", 0, `"requesters":{},"keys":{"LOW":{"isolations":["same_uid"]}}`)
+		}, "LOW", 403, ""},
+		"the same isolation": {func(w *world) {
+			w.layer("system", "default", 0, `"requesters":{},"keys":{"LOW":{"isolations":["own_uid"]}}`)
+		}, "LOW", 0, "/v1/**"},
 		"requesters": {func(w *world) { w.layer("system", "default", 0, `"requesters":{"groups":["staff"]},"keys":{}`) }, "LOW", 403, ""},
 		"workflows": {func(w *world) {
 			w.layer("system", "default", 0, `"requesters":{},"allowed_workflows":["nightly"],"keys":{}`)
@@ -163,6 +169,15 @@ func TestLevelsAfterEnqueue(t *testing.T) {
 			}
 		})
 	}
+	t.Run("control: without the levels of now", func(t *testing.T) {
+		w := newWorld(t)
+		g := w.claimed(idem(1))
+		w.layer("user", "op/team/release", 0, `"requesters":{},"keys":{"LOW":{"tombstone":true}}`)
+		w.b.mem.off.current = true
+		if _, _, err := g.creds("LOW", idem(2)); err != nil {
+			t.Errorf("the test can't fail: %v", err)
+		}
+	})
 }
 
 // admitting is the default policy with what it says of requesters and workflows.

@@ -27,6 +27,7 @@ type runMemory struct {
 // Nothing but a test sets it.
 type controls struct {
 	recheck  bool // of revocations after the mint
+	current  bool // versions of profiles, at issue
 	binding  bool // of token and identity to the run
 	measure  bool // of the sandbox
 	self     bool // approval by the requester

@@ -114,7 +114,7 @@ func widerKey(was, now sealed.KeySpec) bool {
 	return was.Source != now.Source || was.Ref != now.Ref || widerBindings(was.Bindings, now.Bindings, defines) ||
 		(was.Delivery != "" && !now.Delivery.Stronger(was.Delivery)) ||
 		(defines && wider(was.Agents, now.Agents)) || (!defines && widerWall(was.Agents, now.Agents)) ||
-		widerWall(was.Workflows, now.Workflows) || widerWall(was.Tags, now.Tags) ||
+		widerWall(was.Workflows, now.Workflows) || widerWall(was.Tags, now.Tags) || widerWall(was.Isolations, now.Isolations) ||
 		((defines || !was.Requesters.Empty()) && !reflect.DeepEqual(was.Requesters, now.Requesters)) || sealed.HigherRisk(was.Risk, now.Risk) != now.Risk ||
 		longer(was.TTL, now.TTL) || longer(was.MaxTTL, now.MaxTTL) || (now.AllowWeak && !was.AllowWeak)
 }

@@ -105,6 +105,7 @@ func TestProfileRefusals(t *testing.T) {
 		{logical.UpdateOperation, "workflow/x", doc(`"requesters":{},"keys":{` + strings.Replace(key, "ci/token", "../x", 1) + `}`), 400, "keys.K.ref"},
 		{logical.UpdateOperation, "workflow/x", doc(`"requesters":{},"keys":{` + strings.Replace(key, `"builtin"`, `"nowhere"`, 1) + `}`), 400, "keys.K.source"},
 		{logical.UpdateOperation, "workflow/x", doc(`"requesters":{},"keys":{"K":{}}`), 400, "keys.K"},
+		{logical.UpdateOperation, "workflow/x", doc(`"requesters":{},"keys":{"K":{"isolations":["own"]}}`), 400, "keys.K.isolations"},
 		{logical.UpdateOperation, "workflow/x", layerDoc("workflow", "x", 3, `"requesters":{},"keys":{}`), 409, "version"},
 		{logical.UpdateOperation, "workflow/x", map[string]any{"profile": "{}", "extra": "1"}, 400, "extra"},
 		{logical.UpdateOperation, "workflow/x", map[string]any{"profile": map[string]any{"a": 1}}, 400, "profile"},
@@ -196,6 +197,8 @@ func TestWidened(t *testing.T) {
 		"another value":            {def, edit("ci/token", "ci/weak"), true},
 		"a tag to have":            {def, edit(`"ttl"`, `"tags":["production"],"ttl"`), false},
 		"no tag to have":           {edit(`"ttl"`, `"tags":["production"],"ttl"`), def, true},
+		"an isolation to have":     {def, edit(`"ttl"`, `"isolations":["own_uid"],"ttl"`), false},
+		"any isolation":            {edit(`"ttl"`, `"isolations":["own_uid"],"ttl"`), def, true},
 		"requesters":               {def, edit(`"ttl"`, `"requesters":{"groups":["x"]},"ttl"`), true},
 		"as it was":                {def, def, false},
 	} {

@@ -244,6 +244,11 @@ type world struct {
 	dyn   *fakeDynamic
 	ca    *x509.Certificate
 	caKey *ecdsa.PrivateKey
+	// Set, they replace b in requests, the policy and its key; see edge_test.go.
+	edge       logical.Backend
+	openBundle func(context.Context, []byte, map[string]string) (Bundle, error)
+	raw        []byte
+	policyKey  string
 	// policies are what bundles decide, by their text.
 	policies map[string]func(string, any) sealed.Decision
 }
@@ -275,7 +280,10 @@ func (w *world) open() {
 	w.t.Helper()
 	b, err := newBackend(Deps{
 		Clock: w.clock.now,
-		OpenBundle: func(_ context.Context, raw []byte, _ map[string]string) (Bundle, error) {
+		OpenBundle: func(ctx context.Context, raw []byte, keys map[string]string) (Bundle, error) {
+			if w.openBundle != nil {
+				return w.openBundle(ctx, raw, keys)
+			}
 			var seq uint64
 			if _, err := fmt.Sscanf(string(raw), "bundle %d", &seq); err != nil {
 				return nil, errors.New("not a bundle")
@@ -317,8 +325,12 @@ func (w *world) configure() {
 		w.t.Fatal(err)
 	}
 	pub := string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
+	policy := "bundle 1"
+	if w.raw != nil {
+		pub, policy = w.policyKey, string(w.raw)
+	}
 	w.must("op", "config/policy-keys", map[string]any{"keys": w.json(map[string]string{"k1": pub})})
-	w.policy("bundle 1")
+	w.policy(policy)
 	w.must("op", "secrets/ci/token", map[string]any{"value": canary})
 	w.must("op", "secrets/ci/weak", map[string]any{"value": "abc"})
 	w.must("op", "sources/dyn", map[string]any{"source": w.json(sealed.SourceConfig{
@@ -366,7 +378,7 @@ func (w *world) do(entity, accessor string, op logical.Operation, path string, d
 	req := &logical.Request{
 		Operation: op, Path: path, Data: data, Storage: w.s, EntityID: entity, ClientTokenAccessor: accessor, DisplayName: entity,
 	}
-	resp, err := w.b.HandleRequest(context.Background(), req)
+	resp, err := w.handler().HandleRequest(context.Background(), req)
 	if err == nil && resp != nil && resp.IsError() {
 		err = resp.Error()
 	}
@@ -374,6 +386,14 @@ func (w *world) do(entity, accessor string, op logical.Operation, path string, d
 		checkAnswer(w.t, w.b, req, resp)
 	}
 	return resp, err
+}
+
+// handler is the engine that requests go to.
+func (w *world) handler() logical.Backend {
+	if w.edge != nil {
+		return w.edge
+	}
+	return w.b
 }
 
 func (w *world) must(entity, path string, data map[string]any) map[string]any {

@@ -58,6 +58,11 @@ func (a *app) present(ctx context.Context, e *vaultclient.Engine) error {
 	if err != nil {
 		return err
 	}
+	return compare(ctx, e, key, file)
+}
+
+// compare is present for the log of a key, with what is remembered in file.
+func compare(ctx context.Context, e *vaultclient.Engine, key note.Verifier, file string) error {
 	seen, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return firstSight(ctx, e, key, file)

@@ -9,20 +9,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"sealed.dev/sealed/internal/sealed"
 	"sealed.dev/sealed/internal/vaultclient"
 	opabundle "sealed.dev/sealed/opa-bundle"
-	"sealed.dev/sealed/rego"
 )
 
 func newPolicyCmd(a *app) *cobra.Command {
@@ -40,93 +37,8 @@ Whoever has the signing key decides what agents may have: keep it apart.
 		newPolicyDecisionsCmd(a), newPolicyReplayCmd(a), newPolicyDiffCmd(a), newPolicyExplainCmd(a))
 }
 
-// bundleLife is how long a bundle holds unless told otherwise.
-const bundleLife = 90 * 24 * time.Hour
-
-type uploadFlags struct {
-	key, keyID, revision string
-	sequence             uint64
-	life                 time.Duration
-	standard             bool
-}
-
-func newPolicyUploadCmd(a *app) *cobra.Command {
-	var f uploadFlags
-	cmd := &cobra.Command{
-		Use: "upload (DIR | --default) --key FILE", Short: "Build, sign and upload a policy bundle", Args: cobra.MaximumNArgs(1),
-		Long: `Upload builds a bundle from the Rego files below DIR (package sealed.…) or from
-the default policies, signs it with an ECDSA P-256 key, and puts it in force. The
-sequence is one above that in force unless it is given.
-
-  sealedctl policy upload policies --key policy-key.pem`,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			var source fs.FS
-			switch {
-			case f.standard && len(args) == 0:
-				source = rego.FS()
-			case !f.standard && len(args) == 1:
-				source = os.DirFS(args[0])
-			default:
-				return usagef("policy upload wants a directory or --default, not both")
-			}
-			key, err := readSigningKey(f.key)
-			if err != nil {
-				return err
-			}
-			e, err := a.engine(cmd.Context())
-			if err != nil {
-				return err
-			}
-			status, err := f.upload(cmd.Context(), e, source, key)
-			if err != nil {
-				return err
-			}
-			return a.print(status, func(w io.Writer) { policyTable(w, status) })
-		},
-	}
-	fl := cmd.Flags()
-	fl.BoolVar(&f.standard, "default", false, "the policies that come with sealedctl")
-	fl.StringVar(&f.key, "key", "", "file with the signing key, PEM; only its owner may read it")
-	fl.StringVar(&f.keyID, "key-id", "", "id under which the engine knows the key (default: found by its public half)")
-	fl.StringVar(&f.revision, "revision", "", "free text for people, such as a commit")
-	fl.Uint64Var(&f.sequence, "sequence", 0, "sequence of the bundle (default: the next one)")
-	fl.DurationVar(&f.life, "expires-in", bundleLife, "the bundle denies everything after this time")
-	_ = cmd.MarkFlagRequired("key")
-	return cmd
-}
-
-func (f uploadFlags) upload(ctx context.Context, e *vaultclient.Engine, source fs.FS, key *ecdsa.PrivateKey) (vaultclient.PolicyStatus, error) {
-	var none vaultclient.PolicyStatus
-	if f.life <= 0 {
-		return none, usagef("--expires-in wants a time to come")
-	}
-	now, err := e.PolicyStatus(ctx)
-	if err != nil && !errors.Is(err, sealed.ErrNotFound) {
-		return none, err
-	}
-	if f.sequence == 0 {
-		f.sequence = now.Sequence + 1
-	}
-	if f.keyID == "" {
-		if f.keyID, err = keyIDOf(ctx, e, key); err != nil {
-			return none, err
-		}
-	}
-	raw, err := opabundle.Build(ctx, source, opabundle.Manifest{Revision: f.revision, Sequence: f.sequence, Expires: time.Now().Add(f.life)})
-	if err != nil {
-		return none, err
-	}
-	if raw, err = opabundle.Sign(ctx, raw, key, f.keyID); err != nil {
-		return none, err
-	}
-	if _, err := e.UploadPolicy(ctx, raw); err != nil {
-		return none, err
-	}
-	return e.PolicyStatus(ctx)
-}
-
 // keyIDOf finds the id under which the engine knows the public half of key.
-func keyIDOf(ctx context.Context, e *vaultclient.Engine, key *ecdsa.PrivateKey) (string, error) {
+func keyIDOf(ctx context.Context, e *vaultclient.Engine, key crypto.Signer) (string, error) {
 	keys, err := e.PolicyKeys(ctx)
 	if err != nil {
 		return "", err
@@ -137,7 +49,7 @@ func keyIDOf(ctx context.Context, e *vaultclient.Engine, key *ecdsa.PrivateKey) 
 			continue
 		}
 		pub, err := x509.ParsePKIXPublicKey(block.Bytes)
-		if err == nil && key.PublicKey.Equal(pub) {
+		if own, ok := key.Public().(*ecdsa.PublicKey); err == nil && ok && own.Equal(pub) {
 			return id, nil
 		}
 	}

@@ -207,6 +207,7 @@ func explanationTable(w io.Writer, x opabundle.Explanation) {
 	for _, r := range x.Rules {
 		if !r.Held && r.Stopped != "" && !alternative(x.Rules, r) {
 			row(w, "not so", r.Rule, place(r), clip(r.Stopped))
+			r.Facts = slices.DeleteFunc(slices.Clone(r.Facts), func(f opabundle.Fact) bool { return !strings.Contains(r.Stopped, f.Path) })
 			factRows(w, r)
 		}
 	}

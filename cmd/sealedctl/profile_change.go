@@ -80,7 +80,7 @@ func tombstones(names []string) ([]byte, error) {
 			return nil, err
 		}
 		spec := map[string]any{"tombstone": true}
-		for _, field := range []string{"source", "ref", "agents", "workflows", "tags", "requesters", "risk", "delivery", "bindings", "ttl", "max_ttl", "allow_weak"} {
+		for _, field := range []string{"source", "ref", "agents", "workflows", "tags", "isolations", "requesters", "risk", "delivery", "bindings", "ttl", "max_ttl", "allow_weak"} {
 			spec[field] = nil
 		}
 		keys[name] = spec

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -64,6 +65,9 @@ and which fields differ from the version before. Older ones are in the log.
 
 func profileHistory(ctx context.Context, e *vaultclient.Engine, level, name string, limit int) ([]profileChange, error) {
 	newest, err := findProfile(ctx, e, level, name, 0)
+	if errors.Is(err, sealed.ErrNotFound) { // deleted; its versions are there
+		newest, err = findProfile(ctx, e, level, name, 1)
+	}
 	if err != nil {
 		return nil, err
 	}

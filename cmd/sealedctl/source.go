@@ -29,6 +29,7 @@ own. The source "builtin" always exists: it is the mount's own store.
 type sourceFlags struct {
 	kind, address, ca, path, namespace, region, credential string
 	auth                                                   sealed.SourceAuth
+	levels                                                 []string
 	replace                                                bool
 }
 
@@ -62,6 +63,7 @@ AWS; age or PGP private keys for SOPS.`,
 	fl.StringVar(&f.auth.Role, "auth-role", "", "role id, name or ARN of the role")
 	fl.StringVar(&f.auth.Address, "auth-address", "", "https:// of Bitwarden's identity service or of AWS STS")
 	fl.StringVar(&f.credential, "credential-file", "", "file with the source's login, - for standard input")
+	fl.StringSliceVar(&f.levels, "levels", nil, "levels of profiles that may name it (default system,workflow)")
 	fl.BoolVar(&f.replace, "replace", false, "change a source that exists")
 	_ = cmd.MarkFlagRequired("type")
 	_ = cmd.RegisterFlagCompletionFunc("type", cobra.FixedCompletions(
@@ -70,7 +72,7 @@ AWS; age or PGP private keys for SOPS.`,
 }
 
 func createSource(ctx context.Context, a *app, f sourceFlags, name string) error {
-	cfg := sealed.SourceConfig{Name: sealed.Name(name), Type: f.kind, Address: strings.TrimSuffix(f.address, "/"), Mount: f.path, Namespace: f.namespace, Region: f.region, Auth: f.auth}
+	cfg := sealed.SourceConfig{Name: sealed.Name(name), Type: f.kind, Address: strings.TrimSuffix(f.address, "/"), Mount: f.path, Namespace: f.namespace, Region: f.region, Auth: f.auth, Levels: f.levels}
 	if f.ca != "" {
 		pem, err := os.ReadFile(f.ca)
 		if err != nil {

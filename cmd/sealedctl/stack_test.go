@@ -36,6 +36,7 @@ func TestStackScript(t *testing.T) {
 			Cmds: commands(map[string]func(*testscript.TestScript, bool, []string){
 				"login":   func(ts *testscript.TestScript, _ bool, args []string) { cmdLogin(ts, stack, args) },
 				"enqueue": func(ts *testscript.TestScript, _ bool, args []string) { cmdEnqueue(ts, stack, args) },
+				"newuser": func(ts *testscript.TestScript, _ bool, args []string) { cmdNewUser(ts, stack, args) },
 				"fetch":   cmdFetch,
 			})})
 	})
@@ -113,6 +114,24 @@ func cmdLogin(ts *testscript.TestScript, stack *devstack.Stack, args []string) {
 		return
 	}
 	l, err := stack.Login(context.Background(), args[0])
+	ts.Check(err)
+	ts.Setenv("VAULT_TOKEN", string(l.Token))
+}
+
+// cmdNewUser: newuser NAME POLICY… makes a person with these policies and no
+// group, whose later commands these are.
+func cmdNewUser(ts *testscript.TestScript, stack *devstack.Stack, args []string) {
+	if len(args) < 2 {
+		ts.Fatalf("usage: newuser NAME POLICY…")
+	}
+	ctx := context.Background()
+	root, err := stack.Root()
+	ts.Check(err)
+	password, err := sealed.NewULID(time.Now(), nil)
+	ts.Check(err)
+	_, err = root.Write(ctx, "auth/userpass/users/"+args[0], map[string]any{"password": password, "token_policies": args[1:]})
+	ts.Check(err)
+	l, err := root.Login(ctx, "auth/userpass/login/"+args[0], map[string]any{"password": password})
 	ts.Check(err)
 	ts.Setenv("VAULT_TOKEN", string(l.Token))
 }

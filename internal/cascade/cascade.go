@@ -10,9 +10,9 @@
 //
 //   - A key with a source defines it. A later definition replaces source, ref
 //     and bindings, but not what earlier levels asked for: lists of agents,
-//     workflows and tags are cut to what all of them name, the stronger
-//     delivery, the higher risk and the shorter lifetimes stay. When it names
-//     the same value (source and ref), the bindings are cut too.
+//     workflows, tags and isolations are cut to what all of them name, the
+//     stronger delivery, the higher risk and the shorter lifetimes stay. When it
+//     names the same value (source and ref), the bindings are cut too.
 //   - A key without a source narrows: the one before it or, if no level before
 //     defines it, whatever a later level will define. What it leaves empty stays
 //     as it is. If no level defines it at all, it is an orphan and gives nothing.
@@ -44,7 +44,7 @@ import (
 const (
 	EndedTombstone = "tombstone" // a level removed it
 	EndedOrphan    = "orphan"    // no level defines it
-	EndedDisjoint  = "disjoint"  // the levels have nobody, no workflow, no tag or no binding in common
+	EndedDisjoint  = "disjoint"  // the levels have nobody, no workflow, tag, isolation or binding in common
 )
 
 // A Key is one effective key. Keys that have ended are listed too, so that a
@@ -172,7 +172,7 @@ func Resolve(layers []sealed.Profile) Effective {
 				k = &Key{Name: name}
 				keys[name] = k
 			}
-			k.apply(layers[:i], p, p.Keys[name])
+			k.apply(layers[:i+1], p.Keys[name])
 		}
 		for name, value := range p.Env {
 			out.Knobs[name] = Knob{Value: value, Origin: ref}
@@ -188,6 +188,7 @@ func Resolve(layers []sealed.Profile) Effective {
 		}
 	}
 	slices.Sort(out.Shadowed)
+	out.Keys = make([]Key, 0, len(keys))
 	for _, name := range slices.Sorted(maps.Keys(keys)) {
 		out.Keys = append(out.Keys, *keys[name])
 	}
@@ -199,8 +200,9 @@ func RefOf(p sealed.Profile) sealed.ProfileRef {
 	return sealed.ProfileRef{Level: p.Level, Name: p.Name, Version: p.Version}
 }
 
-// apply gives one level its say about the key.
-func (k *Key) apply(before []sealed.Profile, p sealed.Profile, spec sealed.KeySpec) {
+// apply gives the last of the levels its say about the key.
+func (k *Key) apply(levels []sealed.Profile, spec sealed.KeySpec) {
+	p := &levels[len(levels)-1]
 	switch {
 	case k.Ended != "":
 		return
@@ -209,30 +211,31 @@ func (k *Key) apply(before []sealed.Profile, p sealed.Profile, spec sealed.KeySp
 	case spec.Source == "":
 		k.narrow(p, spec)
 	default:
-		k.define(before, p, spec)
+		k.define(levels, spec)
 	}
 }
 
 func (k *Key) defined() bool { return k.Origin != (sealed.ProfileRef{}) }
 
-func (k *Key) end(why string, p sealed.Profile) { k.Ended, k.By = why, RefOf(p) }
+func (k *Key) end(why string, p *sealed.Profile) { k.Ended, k.By = why, RefOf(*p) }
 
-// define makes p the origin of the key. What earlier levels asked of the same
-// key, and of all keys, goes on to hold.
-func (k *Key) define(before []sealed.Profile, p sealed.Profile, spec sealed.KeySpec) {
+// define makes the last of the levels the origin of the key. What earlier ones
+// asked of the same key, and of all keys, goes on to hold.
+func (k *Key) define(levels []sealed.Profile, spec sealed.KeySpec) {
+	p := &levels[len(levels)-1]
 	was := *k
-	*k = Key{Name: k.Name, Origin: RefOf(p), Spec: spec, NarrowedBy: was.NarrowedBy, Owner: p.Owner, ProfileTags: p.Tags}
+	*k = Key{Name: k.Name, Origin: RefOf(*p), Spec: spec, NarrowedBy: was.NarrowedBy, Owner: p.Owner, ProfileTags: p.Tags}
 	k.Spec.Requesters = sealed.Requesters{}
 	k.AllowedWorkflows = p.AllowedWorkflows
-	for _, q := range append(slices.Clone(before), p) {
-		k.require(q, q.Keys[k.Name])
+	for i := range levels {
+		k.require(&levels[i], levels[i].Keys[k.Name])
 	}
 	if len(k.AllowedWorkflows) == 0 && len(p.AllowedWorkflows) > 0 {
 		k.end(EndedDisjoint, p)
 	}
 	old := was.Spec
 	if was.defined() {
-		k.NarrowedBy = append(slices.Clone(was.NarrowedBy), was.Origin)
+		k.NarrowedBy = append(k.NarrowedBy, was.Origin)
 		if old.Source != spec.Source || old.Ref != spec.Ref {
 			old.Bindings = nil // of another value
 		}
@@ -242,17 +245,17 @@ func (k *Key) define(before []sealed.Profile, p sealed.Profile, spec sealed.KeyS
 
 // require adds what one level asks of requesters and workflows. Where it
 // defines the key, naming none means nobody; elsewhere it says nothing.
-func (k *Key) require(p sealed.Profile, spec sealed.KeySpec) {
+func (k *Key) require(p *sealed.Profile, spec sealed.KeySpec) {
 	defines := spec.Source != ""
 	admitted := p.Requesters
 	if !spec.Requesters.Empty() {
 		admitted = spec.Requesters
 	}
 	if defines || !admitted.Empty() {
-		k.Admitted = append(slices.Clone(k.Admitted), admitted)
+		k.Admitted = append(k.Admitted, admitted)
 	}
 	if defines || !p.Requesters.Empty() {
-		k.Entitled = append(slices.Clone(k.Entitled), p.Requesters)
+		k.Entitled = append(k.Entitled, p.Requesters)
 	}
 	if defines || len(p.AllowedWorkflows) > 0 {
 		k.AllowedWorkflows = common(k.AllowedWorkflows, p.AllowedWorkflows)
@@ -260,8 +263,8 @@ func (k *Key) require(p sealed.Profile, spec sealed.KeySpec) {
 }
 
 // narrow lets p take away from the key, or from what later levels may make of it.
-func (k *Key) narrow(p sealed.Profile, spec sealed.KeySpec) {
-	k.NarrowedBy = append(slices.Clone(k.NarrowedBy), RefOf(p))
+func (k *Key) narrow(p *sealed.Profile, spec sealed.KeySpec) {
+	k.NarrowedBy = append(k.NarrowedBy, RefOf(*p))
 	if k.defined() {
 		k.require(p, spec)
 		if len(k.AllowedWorkflows) == 0 && len(p.AllowedWorkflows) > 0 {
@@ -273,12 +276,12 @@ func (k *Key) narrow(p sealed.Profile, spec sealed.KeySpec) {
 
 // cut takes from the key what other does not allow. Empty fields of other
 // allow everything.
-func (k *Key) cut(p sealed.Profile, other sealed.KeySpec) {
+func (k *Key) cut(p *sealed.Profile, other sealed.KeySpec) {
 	s := &k.Spec
 	for _, list := range []struct {
 		mine  *[]string
 		other []string
-	}{{&s.Agents, other.Agents}, {&s.Workflows, other.Workflows}, {&s.Tags, other.Tags}} {
+	}{{&s.Agents, other.Agents}, {&s.Workflows, other.Workflows}, {&s.Tags, other.Tags}, {&s.Isolations, other.Isolations}} {
 		// No agents in a definition are nobody, and stay so. Any other empty
 		// list says nothing, and the other list stands.
 		if len(list.other) == 0 {

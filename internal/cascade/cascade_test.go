@@ -208,12 +208,12 @@ func TestLaterLevelsOnlyNarrow(t *testing.T) {
 
 // A use is what decides about a key besides policy.
 type use struct {
-	agent, workflow, tag string
-	groups               []string
+	agent, workflow, tag, isolation string
+	groups                          []string
 }
 
 func randomUse(r *rand.Rand) use {
-	return use{agent: pick(r, "a", "b"), workflow: pick(r, "w", "x"), tag: pick(r, "p", "q"), groups: pickSome(r, "g", "h", "i")}
+	return use{agent: pick(r, "a", "b"), workflow: pick(r, "w", "x"), tag: pick(r, "p", "q"), isolation: pick(r, "own_uid", "same_uid"), groups: pickSome(r, "g", "h", "i")}
 }
 
 // may states the documented rules for one use, independent of how Resolve
@@ -227,6 +227,9 @@ func (u use) may(e Effective) (Key, bool) {
 		return slices.Contains(list, name) || slices.Contains(list, "*")
 	}
 	if !takes(k.AllowedWorkflows, u.workflow) || (len(k.Spec.Workflows) > 0 && !takes(k.Spec.Workflows, u.workflow)) {
+		return k, false
+	}
+	if len(k.Spec.Isolations) > 0 && !slices.Contains(k.Spec.Isolations, u.isolation) {
 		return k, false
 	}
 	return k, len(k.Spec.Tags) == 0 || slices.Contains(k.Spec.Tags, u.tag)
@@ -256,6 +259,9 @@ func randomProfile(r *rand.Rand, level string, i int) sealed.Profile {
 	}
 	if r.IntN(3) == 0 {
 		spec.Tags = pickSome(r, "p", "q")
+	}
+	if r.IntN(3) == 0 {
+		spec.Isolations = pickSome(r, "own_uid", "same_uid")
 	}
 	if r.IntN(3) == 0 {
 		spec.Requesters = sealed.Requesters{Groups: pickSome(r, "g", "h")}

@@ -124,7 +124,7 @@ func (e Event) Size() int {
 	return n
 }
 
-// escaped bounds the length of JSON text when all but ASCII is \uXXXX: at most
+// escaped bounds the length of JSON text when all but ASCII is \uNNNN: at most
 // three bytes for each of UTF-8.
 func escaped(s string) int {
 	n := len(s)

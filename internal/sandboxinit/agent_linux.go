@@ -33,17 +33,26 @@ type agent struct {
 }
 
 // A stream is one redacted output: what leaves is counted into a digest, so
-// that the record can name exactly the transcript that the host has.
+// that the record can name exactly the transcript that the host has, and kept
+// for the second look.
 type stream struct {
 	name string
-	w    *redact.Writer
+	w    redactor
 	sum  hash.Hash
+	kept *spool
+	out  io.Writer // behind w
 }
 
 func newStream(name string, dst io.Writer, set *redact.Set) *stream {
-	s := &stream{name: name, sum: sha256.New()}
-	s.w = redact.NewWriter(io.MultiWriter(dst, s.sum), set, name)
+	s := &stream{name: name, sum: sha256.New(), kept: newSpool()}
+	s.out = io.MultiWriter(dst, s.sum, s.kept)
+	s.w = redact.NewWriter(s.out, set, name)
 	return s
+}
+
+// expectEvents makes the stream ready for JSON events. Nothing was written yet.
+func (s *stream) expectEvents(set *redact.Set, argv []string) {
+	s.w = newEventStream(s.out, set, s.name, saysEvents(argv))
 }
 
 func (s *stream) digest() string { return hex.EncodeToString(s.sum.Sum(nil)) }

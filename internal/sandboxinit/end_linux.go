@@ -88,7 +88,7 @@ func (r *runner) finish(ctx context.Context, status int, reason string) error {
 		r.events.add(r.hit(c))
 	}
 	flagged := r.scanWorkspace(rec)
-	rec.subjects["stdout"], rec.subjects["stderr"] = r.stdout.digest(), r.stderr.digest()
+	r.masks = r.lookBack(rec, func(stream string) look { return lookWith(r.set, stream) })
 	r.events.settle()
 	if err := r.events.flush(ctx); err != nil {
 		r.warnings = append(r.warnings, "events not reported: "+sealed.CleanReason(err.Error()))
@@ -102,7 +102,7 @@ func (r *runner) finish(ctx context.Context, status int, reason string) error {
 		return errors.Join(fmt.Errorf("finishing run: %w", err), r.session.engine.revokeToken(ctx))
 	}
 	_ = r.session.engine.revokeToken(ctx) // it is periodic: unused, it ends by itself
-	msg := sealed.RelayControl{Type: "finished", Exit: status, Message: reason, Record: string(record), Digests: rec.subjects, Quarantine: flagged}
+	msg := sealed.RelayControl{Type: "finished", Exit: status, Message: reason, Record: string(record), Digests: rec.subjects, Quarantine: flagged, Masks: r.masks}
 	// What lies in this process when it exits is lost: wait until it was read.
 	return errors.Join(r.control.Send(msg), r.relay.Flush(ctx))
 }

@@ -26,6 +26,7 @@ var children = map[string]func(args []string) any{
 	"seccomp-diverged": childDiverged,
 	"agent":            childAgent,
 	"killall":          childKillAll,
+	"footprint":        childFootprint,
 }
 
 func TestMain(m *testing.M) {

@@ -23,6 +23,7 @@ type recorder struct {
 	started  time.Time
 	grants   []grantNote
 	counts   []redact.Count
+	misses   []redact.Count
 	subjects map[string]string // name → SHA-256 in hex
 	warnings []string
 	input    sealed.Digest // of the redacted input; empty if there is none yet
@@ -84,14 +85,20 @@ func (r *recorder) fill(p *audit.Predicate) {
 			p.Approvals = append(p.Approvals, audit.Approval{ID: string(k.Approval), Key: string(k.Name), Persons: []string{}})
 		}
 	}
-	p.Redactions = []audit.Redaction{}
-	for _, c := range r.counts {
-		p.Redactions = append(p.Redactions, audit.Redaction{Key: c.Key, Form: string(c.Form), Stream: c.Stream, N: uint64(c.N)})
+	p.Redactions, p.Misses = redactions(r.counts), redactions(r.misses)
+}
+
+// redactions are counts in order.
+func redactions(counts []redact.Count) []audit.Redaction {
+	out := []audit.Redaction{}
+	for _, c := range counts {
+		out = append(out, audit.Redaction{Key: c.Key, Form: string(c.Form), Stream: c.Stream, N: uint64(c.N)})
 	}
-	sort.Slice(p.Redactions, func(i, j int) bool {
-		a, b := p.Redactions[i], p.Redactions[j]
+	sort.Slice(out, func(i, j int) bool {
+		a, b := out[i], out[j]
 		return a.Key+a.Form+a.Stream < b.Key+b.Form+b.Stream
 	})
+	return out
 }
 
 // newestHead returns the newest checkpoint, proven to extend the claim's.

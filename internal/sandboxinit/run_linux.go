@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -29,6 +30,9 @@ const (
 	startLimit = 60 * time.Second
 	// graceLimit is how long the agent may take to end after a signal.
 	graceLimit = 5 * time.Second
+	// memoryLimit makes the runtime collect garbage early rather than grow: the
+	// redactor's tables, a long event and the second look share it.
+	memoryLimit = 28 << 20
 )
 
 // A runner is one run, from boot to finish.
@@ -57,6 +61,7 @@ type runner struct {
 	started  time.Time
 	wall     time.Duration
 	warnings []string
+	masks    []sealed.TranscriptMasks // what the second look ordered
 
 	stopOnce sync.Once
 	stopped  chan string // receives the reason of an abort, once
@@ -65,6 +70,7 @@ type runner struct {
 // Main runs process 1 of a sandbox and returns its exit status. Failures
 // before the agent starts are one line on stderr.
 func Main(environ []string, stdout, stderr io.Writer) int {
+	debug.SetMemoryLimit(memoryLimit)
 	err := Harden(environ)
 	if err == nil && stderr == io.Writer(os.Stderr) {
 		stderr, err = divertStderr()
@@ -77,7 +83,7 @@ func Main(environ []string, stdout, stderr io.Writer) int {
 			return status
 		}
 		killAll()
-		r.tell(sealed.RelayControl{Type: "failed", Exit: exitStatus(err), Message: string(redact.Bytes([]byte(sealed.CleanReason(err.Error())), r.set))})
+		r.tell(sealed.RelayControl{Type: "failed", Exit: exitStatus(err), Message: string(redact.Bytes([]byte(sealed.CleanReason(err.Error())), r.set)), Masks: r.masks})
 		// What init prints passes the same redactor as the agent's output.
 		_, _ = stderr.Write(redact.Bytes([]byte("sealed: "+sealed.CleanReason(err.Error())+"\n"), r.set))
 		return exitStatus(err)
@@ -289,6 +295,9 @@ func (r *runner) startAgent(token string) error {
 		if k.Delivery.GivesValue() && r.keys.live(k.Name) {
 			r.events.add(sealed.RunEvent{Type: "env.injected", Key: k.Name})
 		}
+	}
+	if !r.boot.Interactive {
+		r.stdout.expectEvents(r.set, r.boot.Argv)
 	}
 	a, err := start(r.exe, r.boot, env.build(), r.stdout, r.stderr)
 	if err != nil {

@@ -62,6 +62,8 @@ type RelayControl struct {
 	// Quarantine lists workspace paths (relative, slash-separated) that must
 	// not go back to the host.
 	Quarantine []string `json:"quarantine,omitempty"`
+	// Masks are about transcripts that must not be kept as they are.
+	Masks []TranscriptMasks `json:"masks,omitempty"`
 }
 
 // Exit statuses of sealedctl run for Sealed's own failures, as in env(1).

@@ -32,6 +32,8 @@ const (
 	ReasonRunNotAlive = "run_not_alive"
 	// ReasonSourceLevel: the level that defines the key may not name its source.
 	ReasonSourceLevel = "source_level"
+	// ReasonIsolation: the key is not for sandboxes of the run's isolation.
+	ReasonIsolation = "isolation_not_allowed"
 	// ReasonCascade and why a key has ended (package cascade) make one code,
 	// such as cascade_tombstone.
 	ReasonCascade = "cascade_"

@@ -108,7 +108,8 @@ type KeySpec struct {
 	Agents     []string   `json:"agents,omitempty"` // empty: nobody
 	Workflows  []string   `json:"workflows,omitempty"`
 	Tags       []string   `json:"tags,omitempty"`
-	Requesters Requesters `json:"requesters"` // zero: those of the profile
+	Isolations []string   `json:"isolations,omitempty"` // of the sandboxes that may use it; empty: any
+	Requesters Requesters `json:"requesters"`           // zero: those of the profile
 	Risk       string     `json:"risk"`
 	Delivery   Delivery   `json:"delivery"` // the weakest this key may use; empty: proxy
 	Bindings   []Binding  `json:"bindings,omitempty"`
@@ -241,6 +242,11 @@ func (k *KeySpec) validateLists(field string) error {
 	}
 	if err := validateNames(field+".tags", k.Tags, false); err != nil {
 		return err
+	}
+	for _, i := range k.Isolations {
+		if i != IsolationOwnUID && i != IsolationSameUID {
+			return fieldErr(field+".isolations", "wants own_uid or same_uid")
+		}
 	}
 	if !slices.Contains([]string{"", RiskLow, RiskHigh, RiskCritical}, k.Risk) {
 		return fieldErr(field+".risk", "wants low, high or critical")

@@ -32,6 +32,9 @@ type Minted struct {
 	Handle string
 	TTL    time.Duration // 0: the source sets no limit
 	Max    time.Duration // what renewing can reach, since the mint; 0: it can't be renewed
+	// Version is the number of the version that was read, where the upstream
+	// keeps versions by number; else 0.
+	Version int
 }
 
 // Unversioned refuses a reference to a version where the upstream keeps none.

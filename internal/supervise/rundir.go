@@ -196,6 +196,7 @@ func (o *owner) finish(reason string, err error) (Result, error) {
 			if failed.Exit > 0 && failed.Exit <= sealed.ExitNotFound { // never a success without a record
 				res.Exit = failed.Exit
 			}
+			err = errors.Join(err, o.maskTranscripts(failed.Masks))
 		}
 		err = errors.Join(err, o.discard(&res), o.status(StateEnded, res))
 		if o.cfg.OnEnd != nil {
@@ -209,7 +210,7 @@ func (o *owner) finish(reason string, err error) (Result, error) {
 		res.Record = filepath.Join(res.Dir, "record.dsse.json")
 		err = errors.Join(err, o.write("record.dsse.json", []byte(msg.Record)))
 	}
-	err = errors.Join(err, o.copyBack(&res, msg.Quarantine))
+	err = errors.Join(err, o.copyBack(&res, msg.Quarantine), o.maskTranscripts(msg.Masks))
 	return res, errors.Join(err, o.status(StateEnded, res))
 }
 

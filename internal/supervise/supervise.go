@@ -12,7 +12,9 @@
 // No process of the sandbox outlives Run or the process that called it, be
 // that killed (B33, C21). Two runs never share a uid (own_uid). Nothing of the
 // workspace goes back unless init has said that it looked through it. The logs
-// hold what init let out, and init redacts; nothing is added to them.
+// hold what init let out, and init redacts; nothing is added to them. What init
+// finds in them at the end, when it looks again, is masked before Run returns; a
+// log in which that can't be done is destroyed.
 //
 // # What it does not guarantee
 //
@@ -26,8 +28,8 @@
 // is the run directory, never used twice:
 //
 //	workspace/         the copy; mode 0700, of the run's uid; removed at the end
-//	stdout.log         standard output of init, as it came; with Boot.OneOutput
-//	                   what the agent wrote to standard error, too
+//	stdout.log         standard output of init, as it came, until the end; with
+//	                   Boot.OneOutput what the agent wrote to standard error, too
 //	stderr.log         standard error, bubblewrap's own complaints included
 //	status.json        a Status, replaced as a whole
 //	record.dsse.json   what init signed

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -34,6 +35,14 @@ func answering(t *testing.T, data map[string]any) (*Engine, *[]*http.Request) {
 	return c.Engine("/tenants/a/sealed/"), &got
 }
 
+// malformedIsFine is for answers that this server does not know how to give.
+func malformedIsFine[T any](_ T, err error) error {
+	if errors.Is(err, sealed.ErrInvalid) {
+		return nil
+	}
+	return err
+}
+
 func TestEnginePaths(t *testing.T) {
 	ctx := t.Context()
 	const run = sealed.RunID("01JD0Z5X7RS3X7Q4K5M6N7P8Q9")
@@ -42,11 +51,25 @@ func TestEnginePaths(t *testing.T) {
 			_, err := e.Runs(ctx, RunFilter{State: "claimed", Limit: 2})
 			return err
 		},
-		"PUT runs/" + string(run) + "/stop":                                 func(e *Engine) error { return e.StopRun(ctx, run, "r") },
-		"PUT runs/" + string(run) + "/close":                                func(e *Engine) error { return e.CloseRun(ctx, run, "r") },
-		"DELETE sources/kv?force=true":                                      func(e *Engine) error { return e.DeleteSource(ctx, "kv", true) },
-		"DELETE sources/kv":                                                 func(e *Engine) error { return e.DeleteSource(ctx, "kv", false) },
-		"DELETE profiles/user/a/b":                                          func(e *Engine) error { return e.DeleteProfile(ctx, "user", "a/b", false) },
+		"GET runs?after=" + string(run) + "&agent=a&list=true&profile=p&requester=r&since=2026-01-02T03%3A04%3A05Z&tag=t&workflow=w": func(e *Engine) error {
+			_, err := e.Runs(ctx, RunFilter{After: run, Agent: "a", Profile: "p", Requester: "r", Tag: "t", Workflow: "w", Since: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)})
+			return err
+		},
+		"PUT runs/" + string(run) + "/replay": func(e *Engine) error { return malformedIsFine(e.PreviewReplay(ctx, run, "current")) },
+		"PUT watch":                           func(e *Engine) error { return malformedIsFine(e.WatchHost(ctx, sealed.HostWatchRequest{})) },
+		"PUT runs/" + string(run) + "/stop":   func(e *Engine) error { return e.StopRun(ctx, run, "r") },
+		"PUT runs/" + string(run) + "/close":  func(e *Engine) error { return e.CloseRun(ctx, run, "r") },
+		"DELETE sources/kv?force=true":        func(e *Engine) error { return e.DeleteSource(ctx, "kv", true) },
+		"DELETE sources/kv":                   func(e *Engine) error { return e.DeleteSource(ctx, "kv", false) },
+		"DELETE profiles/user/a/b":            func(e *Engine) error { return e.DeleteProfile(ctx, "user", "a/b", false) },
+		"DELETE profiles/user/a/b?force=true": func(e *Engine) error { return e.DeleteProfile(ctx, "user", "a/b", true) },
+		"PATCH profiles/workflow/a/b": func(e *Engine) error {
+			_, err := e.PatchProfile(ctx, "workflow", "a/b", 1, []byte(`{"owner":"me"}`))
+			return err
+		},
+		"PUT profiles/preview":                                              func(e *Engine) error { return malformedIsFine(e.Preview(ctx, "", sealed.PreviewRequest{})) },
+		"PUT profiles/preview-as":                                           func(e *Engine) error { return malformedIsFine(e.Preview(ctx, "e-1", sealed.PreviewRequest{})) },
+		"GET profiles/user/e-1?list=true":                                   func(e *Engine) error { _, err := e.Profiles(ctx, "user", "e-1"); return err },
 		"GET secrets/ci?list=true":                                          func(e *Engine) error { _, err := e.Secrets(ctx, "ci"); return err },
 		"PUT revocations/X/lift":                                            func(e *Engine) error { return e.LiftRevocation(ctx, "X", "r") },
 		"GET log/entries?from=7&run=" + string(run):                         func(e *Engine) error { _, _, err := e.LogEntries(ctx, LogFilter{From: 7, Run: run}); return err },

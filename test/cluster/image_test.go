@@ -46,7 +46,7 @@ func image(t *testing.T, s *harness.Stack) testcontainers.FromDockerfile {
 	for to, from := range copies {
 		harness.Must(t, place(from, filepath.Join(dir, "root", to)))
 	}
-	for i := range nodes {
+	for i := range nodes + 1 {
 		doc, err := json.Marshal(configuration(i))
 		harness.Must(t, err)
 		harness.Must(t, os.WriteFile(filepath.Join(dir, "root", fmt.Sprintf("node%d.json", i)), doc, 0o644))
@@ -117,8 +117,12 @@ func configuration(i int) map[string]any {
 	if i > 0 {
 		raft["retry_join"] = join
 	}
+	storage := map[string]any{"raft": raft}
+	if i == upstream {
+		storage = map[string]any{"inmem": map[string]any{}}
+	}
 	return map[string]any{
-		"storage": map[string]any{"raft": raft},
+		"storage": storage,
 		"listener": []any{map[string]any{"tcp": map[string]any{
 			"address": "0.0.0.0:8200", "cluster_address": "0.0.0.0:8201", "tls_cert_file": "/cert.pem", "tls_key_file": "/key.pem",
 			"tls_min_version": "tls13", "tls_disable_client_certs": true,

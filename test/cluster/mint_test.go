@@ -4,50 +4,75 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/testcontainers/testcontainers-go"
+
 	"sealed.dev/sealed/internal/sealed"
+	"sealed.dev/sealed/internal/vaultclient"
 	"sealed.dev/sealed/test/attack/guest"
 	"sealed.dev/sealed/test/harness"
 )
 
-const (
-	minters    = 6
-	mintLeases = "sys/leases/lookup/%s/issue/ci/"
-)
+// minters are the runs that ask at the same time.
+const minters = 6
 
-// pki is a PKI mount of the cluster whose certificates have leases: Vault counts
-// both what was ever issued and what lives.
-func (w *world) pki(t *testing.T) (mount string, token []byte) {
+// A pki is a PKI mount of a Vault that is no part of the cluster. Its certificates
+// have leases: that Vault counts both what was ever issued and what lives.
+type pki struct {
+	root  *vaultclient.Client
+	token []byte // of the source
+}
+
+func (w *world) pki(t *testing.T) *pki {
 	t.Helper()
-	root := w.rootClient(t)
-	mount = w.Name("pki")
-	write := func(path string, data map[string]any) {
-		t.Helper()
-		_, err := root.Write(t.Context(), path, data)
+	w.startNode(t, upstream, testcontainers.WithImage(w.image))
+	token := w.begin(t, upstream)
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	harness.Must(t, err)
+	w.forward(l, address(upstream)+":8200")
+	u := &pki{}
+	u.root, err = vaultclient.New("https://"+l.Addr().String(), w.ca, token)
+	harness.Must(t, err)
+	for _, step := range []struct {
+		path string
+		data map[string]any
+	}{
+		{"sys/mounts/pki", map[string]any{"type": "pki"}},
+		{"pki/root/generate/internal", map[string]any{"common_name": "cluster test", "key_type": "ec", "key_bits": 256}},
+		{"pki/roles/ci", map[string]any{"allow_any_name": true, "enforce_hostnames": false, "require_cn": false, "key_type": "ec", "key_bits": 256, "generate_lease": true, "ttl": "1h"}},
+		{"sys/policies/acl/ci", map[string]any{"policy": `path "auth/token/create" { capabilities = ["update"] }
+path "auth/token/revoke-accessor" { capabilities = ["update"] }
+path "pki/issue/ci" { capabilities = ["read", "update"] }`}},
+	} {
+		_, err := u.root.Write(t.Context(), step.path, step.data)
 		harness.Must(t, err)
 	}
-	write("sys/mounts/"+mount, map[string]any{"type": "pki"})
-	write(mount+"/root/generate/internal", map[string]any{"common_name": "cluster test", "key_type": "ec", "key_bits": 256})
-	write(mount+"/roles/ci", map[string]any{"allow_any_name": true, "enforce_hostnames": false, "require_cn": false, "key_type": "ec", "key_bits": 256, "generate_lease": true, "ttl": "1h"})
-	write("sys/policies/acl/"+mount, map[string]any{"policy": `path "auth/token/create" { capabilities = ["update"] }
-path "auth/token/revoke-accessor" { capabilities = ["update"] }
-path "` + mount + `/issue/ci" { capabilities = ["read", "update"] }`})
-	out, err := root.Sys(t.Context(), http.MethodPost, "auth/token/create", map[string]any{"policies": []string{mount}, "no_default_policy": true, "period": "1h"})
+	out, err := u.root.Sys(t.Context(), http.MethodPost, "auth/token/create", map[string]any{"policies": []string{"ci"}, "no_default_policy": true, "period": "1h"})
 	harness.Must(t, err)
 	text, _ := out["auth"].(map[string]any)["client_token"].(string)
-	return mount, []byte(text)
+	u.token = []byte(text)
+	return u
 }
 
 // minted is how many certificates were ever issued, the CA's own left out.
-func (w *world) minted(t *testing.T, mount string) int {
+func (u *pki) minted(t *testing.T) int {
 	t.Helper()
-	keys, err := w.rootClient(t).List(t.Context(), mount+"/certs")
+	keys, err := u.root.List(t.Context(), "pki/certs")
 	harness.Must(t, err)
 	return len(keys) - 1
+}
+
+// alive is how many credentials live.
+func (u *pki) alive(t *testing.T) int {
+	t.Helper()
+	keys, err := u.root.List(t.Context(), "sys/leases/lookup/pki/issue/ci/")
+	harness.Must(t, err)
+	return len(keys)
 }
 
 // mints asks for credentials from several runs while the leader dies. Whoever gets
@@ -55,12 +80,11 @@ func (w *world) minted(t *testing.T, mount string) int {
 // is refused for good. There is at most one certificate for each key that was
 // tried, and in the end exactly one lives for each run.
 func (w *world) mints(t *testing.T) {
-	mount, token := w.pki(t)
+	u := w.pki(t)
 	forge, err := guest.Open(t.Context(), w.Stack.Stack)
 	harness.Must(t, err)
 	name := sealed.Name(w.Name("dynamic"))
-	// Every node reaches the server it runs in there.
-	_, err = w.Engine(t, "admin").WriteSource(t.Context(), sealed.SourceConfig{Name: name, Type: sealed.SourceVaultDynamic, Address: "https://127.0.0.1:8200", CA: string(w.ca), Mount: mount}, token)
+	_, err = w.Engine(t, "admin").WriteSource(t.Context(), sealed.SourceConfig{Name: name, Type: sealed.SourceVaultDynamic, Address: "https://" + upstreamAddr, CA: string(w.ca), Mount: "pki"}, u.token)
 	harness.Must(t, err)
 	profile := w.profile(t, func(k *sealed.KeySpec) {
 		k.Source, k.Ref = name, sealed.KeyRef{Path: "issue/ci", Field: "private_key"}
@@ -74,7 +98,7 @@ func (w *world) mints(t *testing.T) {
 	for i, g := range guests {
 		all.Go(func() { tried[i] = mint(t.Context(), g, i) })
 	}
-	harness.Eventually(t, 20*time.Second, "the first is minted", func() bool { return w.minted(t, mount) > 0 })
+	harness.Eventually(t, 20*time.Second, "the first is minted", func() bool { return u.minted(t) > 0 })
 	old, back := w.killLeader(t)
 	w.newLeader(t, old)
 	stop := w.keepAlive(t, guests)
@@ -86,24 +110,12 @@ func (w *world) mints(t *testing.T) {
 		}
 		sum += n
 	}
-	if n := w.minted(t, mount); n > sum || n < minters {
+	if n := u.minted(t); n > sum || n < minters {
 		t.Errorf("%d certificates for %d requests of %d runs", n, sum, minters)
 	} else {
 		t.Logf("%d certificates for %d requests of %d runs", n, sum, minters)
 	}
-	alive := -1
-	for end := time.Now().Add(25*time.Second); alive != minters && time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
-		if keys, err := w.rootClient(t).List(t.Context(), fmt.Sprintf(mintLeases, mount)); err == nil {
-			alive = len(keys)
-		}
-	}
-	if alive != minters {
-		t.Errorf("%d credentials live for %d runs", alive, minters)
-		for _, g := range guests {
-			run, err := w.Engine(t, "operator").Run(t.Context(), g.Run)
-			t.Logf("run %s is %s with %+v: %v", g.Run, run.State, run.Grants, err)
-		}
-	}
+	harness.Eventually(t, time.Minute, "one credential of each run lives", func() bool { return u.alive(t) == minters })
 	stop()
 	back()
 	w.Verify(t)

@@ -31,10 +31,14 @@ import (
 	"sealed.dev/sealed/test/harness/require"
 )
 
-// nodes of the cluster, and the network they have for themselves.
+// nodes of the cluster, and the network they have for themselves. One more server
+// in it is an upstream that lives through everything, and that the engine on each
+// node reaches at upstreamAddr.
 const (
-	nodes  = 3
-	subnet = "10.219.107.0/24"
+	nodes        = 3
+	upstream     = nodes
+	upstreamAddr = "127.0.0.1:8300"
+	subnet       = "10.219.107.0/24"
 )
 
 func address(node int) string { return fmt.Sprintf("10.219.107.%d", 11+node) }
@@ -49,8 +53,9 @@ type world struct {
 	*balancer
 	whole   *testing.T // the test that the cluster is for
 	docker  *client.Client
+	image   string
 	network string
-	ids     [nodes]string // of containers
+	ids     [nodes + 1]string // of containers
 	unseal  string
 	root    string // Vault's root token
 	ca      []byte
@@ -87,12 +92,13 @@ func open(t *testing.T) *world {
 	w.readKeys(t)
 	snapshot := w.snapshot(t)
 	from := image(t, w.Stack)
+	w.image = from.Repo + ":" + from.Tag
 	harness.Must(t, w.Kill(t.Context(), "vault"))
 	w.makeNetwork(t)
 	w.startNode(t, 0, testcontainers.WithDockerfile(from))
 	w.found(t, snapshot)
 	for i := 1; i < nodes; i++ {
-		w.startNode(t, i, testcontainers.WithImage(from.Repo+":"+from.Tag))
+		w.startNode(t, i, testcontainers.WithImage(w.image))
 	}
 	for i := 1; i < nodes; i++ {
 		w.unsealNode(t, i)
@@ -100,7 +106,7 @@ func open(t *testing.T) *world {
 	w.balancer = newBalancer(t, strings.TrimPrefix(w.Status.VaultAddr, "https://"), w.ca)
 	w.settle(t)
 	t.Cleanup(func() {
-		_, _ = w.docker.ImageRemove(context.WithoutCancel(t.Context()), from.Repo+":"+from.Tag, client.ImageRemoveOptions{Force: true})
+		_, _ = w.docker.ImageRemove(context.WithoutCancel(t.Context()), w.image, client.ImageRemoveOptions{Force: true})
 	})
 	return w
 }
@@ -147,7 +153,7 @@ func (w *world) startNode(t *testing.T, i int, from testcontainers.CustomizeRequ
 			w.tail(t, i)
 		}
 	})
-	w.reachBundle(t, i)
+	w.reach(t, i)
 }
 
 // tail shows what a node said last.
@@ -162,14 +168,23 @@ func (w *world) tail(t *testing.T, i int) {
 	t.Logf("node %d:\n%s", i, &text)
 }
 
-// reachBundle lets a node reach the stack's bundle endpoint where Vault has it
-// configured: on a loopback address, which in the container is the container's own.
-// The listener is made in the network namespace of the container and served here.
-func (w *world) reachBundle(t *testing.T, i int) {
+// reach lets a node reach the stack's bundle endpoint where Vault has it
+// configured, on a loopback address, which in the container is the container's own;
+// and the upstream likewise, whose certificate speaks for loopback only.
+func (w *world) reach(t *testing.T, i int) {
 	t.Helper()
-	to := strings.TrimSuffix(strings.TrimPrefix(w.Status.BundleURL, "https://"), "/")
 	c, err := w.docker.ContainerInspect(t.Context(), w.ids[i], client.ContainerInspectOptions{})
 	harness.Must(t, err)
+	bundle := strings.TrimSuffix(strings.TrimPrefix(w.Status.BundleURL, "https://"), "/")
+	for addr, to := range map[string]string{bundle: bundle, upstreamAddr: address(upstream) + ":8200"} {
+		l, err := listenIn(c.Container.State.Pid, addr)
+		harness.Must(t, err)
+		w.forward(l, to)
+	}
+}
+
+// listenIn listens in the network namespace of a process.
+func listenIn(pid int, addr string) (net.Listener, error) {
 	type made struct {
 		l   net.Listener
 		err error
@@ -177,7 +192,7 @@ func (w *world) reachBundle(t *testing.T, i int) {
 	got := make(chan made, 1)
 	go func() {
 		runtime.LockOSThread() // for good: the thread ends with this goroutine
-		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", c.Container.State.Pid))
+		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
 		if err == nil {
 			defer f.Close()
 			err = unix.Setns(int(f.Fd()), unix.CLONE_NEWNET)
@@ -186,19 +201,23 @@ func (w *world) reachBundle(t *testing.T, i int) {
 			got <- made{nil, err}
 			return
 		}
-		l, err := net.Listen("tcp4", to)
+		l, err := net.Listen("tcp4", addr)
 		got <- made{l, err}
 	}()
 	m := <-got
-	harness.Must(t, m.err)
-	w.whole.Cleanup(func() { _ = m.l.Close() })
+	return m.l, m.err
+}
+
+// forward passes on what comes to l, until the end of the cluster.
+func (w *world) forward(l net.Listener, to string) {
+	w.whole.Cleanup(func() { _ = l.Close() })
 	go func() {
 		for {
-			c, err := m.l.Accept()
+			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			up, err := net.Dial("tcp4", to)
+			up, err := net.DialTimeout("tcp4", to, 5*time.Second)
 			if err != nil {
 				_ = c.Close()
 				continue
@@ -243,13 +262,13 @@ func (w *world) snapshot(t *testing.T) []byte {
 	return out
 }
 
-// found makes the first node what the stack's Vault was.
-func (w *world) found(t *testing.T, snapshot []byte) {
+// begin makes a node a Vault of its own, and returns its root token.
+func (w *world) begin(t *testing.T, i int) (root string) {
 	t.Helper()
 	var out []byte
-	harness.Eventually(t, time.Minute, "the first node to answer", func() (ok bool) {
+	harness.Eventually(t, time.Minute, fmt.Sprintf("node %d to answer", i), func() bool {
 		var err error
-		out, err = w.api(t.Context(), 0, "", http.MethodPut, "sys/init", []byte(`{"secret_shares":1,"secret_threshold":1}`))
+		out, err = w.api(t.Context(), i, "", http.MethodPut, "sys/init", []byte(`{"secret_shares":1,"secret_threshold":1}`))
 		return err == nil
 	})
 	var own struct {
@@ -257,12 +276,19 @@ func (w *world) found(t *testing.T, snapshot []byte) {
 		Root string   `json:"root_token"`
 	}
 	harness.Must(t, json.Unmarshal(out, &own))
-	w.unsealWith(t, 0, own.Keys[0])
-	harness.Eventually(t, electLimit, "the first node to lead", func() bool {
-		_, err := w.api(t.Context(), 0, "", http.MethodGet, "sys/health", nil)
+	w.unsealWith(t, i, own.Keys[0])
+	harness.Eventually(t, electLimit, fmt.Sprintf("node %d to lead", i), func() bool {
+		_, err := w.api(t.Context(), i, "", http.MethodGet, "sys/health", nil)
 		return err == nil
 	})
-	_, err := w.api(t.Context(), 0, own.Root, http.MethodPost, "sys/storage/raft/snapshot-force", snapshot)
+	return own.Root
+}
+
+// found makes the first node what the stack's Vault was.
+func (w *world) found(t *testing.T, snapshot []byte) {
+	t.Helper()
+	root := w.begin(t, 0)
+	_, err := w.api(t.Context(), 0, root, http.MethodPost, "sys/storage/raft/snapshot-force", snapshot)
 	harness.Must(t, err)
 	harness.Eventually(t, electLimit, "the first node to lead with the stack's data", func() bool {
 		w.unsealNode(t, 0) // soon it seals itself: its data are under the stack's key now
@@ -347,7 +373,7 @@ func (w *world) killLeader(t *testing.T) (old int, back func()) {
 		t.Helper()
 		_, err := w.docker.ContainerStart(t.Context(), w.ids[old], client.ContainerStartOptions{})
 		harness.Must(t, err)
-		w.reachBundle(t, old)
+		w.reach(t, old)
 		w.unsealNode(t, old)
 		w.settle(t)
 	}

@@ -93,6 +93,8 @@ func TestSeparation(t *testing.T) {
 		{"sealed/config/policy-keys", "update", []string{"sealed-root"}},
 		{"sealed/policy", "update", []string{"sealed-policy"}},
 		{"sealed/policy/decide", "update", []string{"sealed-operator", "sealed-policy"}},
+		{"sealed/policy/bundle/" + strings.Repeat("a", 64), "read", []string{"sealed-auditor", "sealed-operator", "sealed-policy"}},
+		{"sealed/policy/bundle/" + strings.Repeat("a", 64), "update", nil},
 		{"sealed/sources/kv", "update", []string{"sealed-secrets"}},
 		{"sealed/sources/kv", "delete", []string{"sealed-secrets"}},
 		{"sealed/secrets/ci/github", "update", []string{"sealed-secrets"}},

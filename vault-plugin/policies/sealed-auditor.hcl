@@ -27,3 +27,6 @@ path "{{mount}}/revocations/" {
 path "{{mount}}/revocations/+" {
   capabilities = ["read"]
 }
+path "{{mount}}/policy/bundle/+" {
+  capabilities = ["read"]
+}

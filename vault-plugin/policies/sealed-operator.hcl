@@ -63,3 +63,6 @@ path "{{mount}}/log/seen" {
 path "sys/leases/revoke-prefix/{{mount}}/runs/*" {
   capabilities = ["update", "sudo"]
 }
+path "{{mount}}/policy/bundle/+" {
+  capabilities = ["read"]
+}

@@ -8,3 +8,6 @@ path "{{mount}}/policy/decide" {
 path "{{mount}}/config/policy-keys" {
   capabilities = ["read"]
 }
+path "{{mount}}/policy/bundle/+" {
+  capabilities = ["read"]
+}

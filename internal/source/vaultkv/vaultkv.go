@@ -3,9 +3,11 @@
 //
 // It reads one field of one secret with the source's own token, which needs
 // "read" on <mount>/data/<path>, and "update" on auth/token/renew-self if it is
-// to be kept alive. The token is the credential, or comes from a login by
-// AppRole or JWT. Package source states what a call guarantees. A value that was
-// read can't be un-issued here: revoking it means to write another one upstream.
+// to be kept alive. With "read" on <mount>/metadata/<path> it can tell, for a
+// replay, whether a value has been rotated; without, that is unknown. The token
+// is the credential, or comes from a login by AppRole or JWT. Package source
+// states what a call guarantees. A value that was read can't be un-issued here:
+// revoking it means to write another one upstream.
 package vaultkv
 
 import (
@@ -29,6 +31,7 @@ const defaultField = "value"
 type Source struct {
 	source.Static
 	vault *source.Vault
+	now   func() time.Time
 }
 
 // Open makes a source and takes ownership of credential; now nil means
@@ -38,7 +41,10 @@ func Open(cfg sealed.SourceConfig, credential *secret.Value, now func() time.Tim
 	if err != nil {
 		return nil, err
 	}
-	return &Source{vault: v}, nil
+	if now == nil {
+		now = time.Now
+	}
+	return &Source{vault: v, now: now}, nil
 }
 
 // Mint reads the newest version of a field, or the pinned one. The error
@@ -55,7 +61,10 @@ func (s *Source) Mint(ctx context.Context, ref sealed.KeyRef, _ string) (source.
 	}
 	var answer struct {
 		Data struct {
-			Data map[string]json.RawMessage `json:"data"`
+			Data     map[string]json.RawMessage `json:"data"`
+			Metadata struct {
+				Version int `json:"version"`
+			} `json:"metadata"`
 		} `json:"data"`
 	}
 	if err := s.vault.Do(ctx, call, &answer); err != nil {
@@ -73,7 +82,47 @@ func (s *Source) Mint(ctx context.Context, ref sealed.KeyRef, _ string) (source.
 	if err != nil {
 		return source.Minted{}, fmt.Errorf("reading secret: %w", err)
 	}
-	return source.Minted{Value: value}, nil
+	return source.Minted{Value: value, Version: answer.Data.Metadata.Version}, nil
+}
+
+// Newest is the number of the newest version of a secret, or of the one that
+// ref pins if it is there. It reads no value. The error matches
+// sealed.ErrNotFound when there is none, or it was deleted, and else
+// sealed.ErrUnavailable, as where the token may not read metadata.
+func (s *Source) Newest(ctx context.Context, ref sealed.KeyRef) (int, error) {
+	path, err := s.vault.MountPath("metadata/", ref.Path)
+	if err != nil {
+		return 0, err
+	}
+	var answer struct {
+		Data struct {
+			Current  int `json:"current_version"`
+			Versions map[string]struct {
+				Deleted   string `json:"deletion_time"` // may be to come
+				Destroyed bool   `json:"destroyed"`
+			} `json:"versions"`
+		} `json:"data"`
+	}
+	if err := s.vault.Do(ctx, source.Call{Method: http.MethodGet, Path: path}, &answer); err != nil {
+		if source.NotFound(err) {
+			err = fmt.Errorf("%w: %w", sealed.ErrNotFound, err)
+		}
+		return 0, fmt.Errorf("reading versions: %w", err)
+	}
+	version := answer.Data.Current
+	if ref.Version > 0 {
+		version = ref.Version
+	}
+	v, ok := answer.Data.Versions[strconv.Itoa(version)]
+	gone := !ok || v.Destroyed
+	if v.Deleted != "" {
+		at, err := time.Parse(time.RFC3339, v.Deleted)
+		gone = gone || err != nil || !at.After(s.now())
+	}
+	if gone {
+		return 0, fmt.Errorf("reading versions: no such version: %w", sealed.ErrNotFound)
+	}
+	return version, nil
 }
 
 // Keep renews the source's own token when that is due.

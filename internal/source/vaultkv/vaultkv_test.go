@@ -117,6 +117,29 @@ func TestRealVault(t *testing.T) {
 			t.Errorf("%+v: %q, %v", tt.ref, got, err)
 		}
 	}
+	if _, err := s.Newest(ctx, sealed.KeyRef{Path: "ci/github"}); !errors.Is(err, sealed.ErrUnavailable) || errors.Is(err, sealed.ErrNotFound) {
+		t.Errorf("without the right to read metadata: %v", err)
+	}
+	told, err := vaultkv.Open(srv.Config(sealed.SourceVaultKV, "team/kv"), secret.New([]byte(srv.Token(`path "team/kv/metadata/ci/*" { capabilities = ["read"] }`))), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		ref  sealed.KeyRef
+		want int
+		err  error
+	}{
+		{sealed.KeyRef{Path: "ci/github"}, 2, nil},
+		{sealed.KeyRef{Path: "ci/github", Version: 1}, 1, nil},
+		{sealed.KeyRef{Path: "ci/github", Version: 9}, 0, sealed.ErrNotFound},
+		{sealed.KeyRef{Path: "ci/none"}, 0, sealed.ErrNotFound},
+		{sealed.KeyRef{Path: "other"}, 0, sealed.ErrUnavailable},
+		{sealed.KeyRef{Path: "ci/../other"}, 0, sealed.ErrInvalid},
+	} {
+		if got, err := told.Newest(ctx, tt.ref); got != tt.want || !errors.Is(err, tt.err) {
+			t.Errorf("newest of %+v: %d, %v", tt.ref, got, err)
+		}
+	}
 	if s.Revocable() || s.Revoke(ctx, "x") != nil {
 		t.Error("a static value can't be revoked, and trying is no error")
 	}

@@ -35,7 +35,13 @@ type adapter struct{ minter }
 
 func (a adapter) Mint(ctx context.Context, ref sealed.KeyRef, handle string) (vaultplugin.Minted, error) {
 	m, err := a.minter.Mint(ctx, ref, handle)
-	return vaultplugin.Minted{Value: m.Value, Handle: m.Handle, TTL: m.TTL, Max: m.Max}, err
+	return vaultplugin.Minted{Value: m.Value, Handle: m.Handle, TTL: m.TTL, Max: m.Max, Version: m.Version}, err
+}
+
+// versioned is adapter for a minter that tells versions.
+type versioned struct {
+	adapter
+	vaultplugin.Versioned
 }
 
 // openSource makes a source of the configured type and owns credential: where
@@ -58,6 +64,9 @@ func openSource(cfg sealed.SourceConfig, credential *secret.Value) (vaultplugin.
 	if err != nil {
 		credential.Destroy()
 		return nil, err
+	}
+	if v, ok := m.(vaultplugin.Versioned); ok {
+		return versioned{adapter{m}, v}, nil
 	}
 	return adapter{m}, nil
 }

@@ -5,6 +5,8 @@
 #   a production key is given when the requester may say break-glass (the tag is
 #   proven) and two persons agree, for five minutes at a time. Each such use
 #   is in the log with the reason break_glass.
+# schemas:
+#   - input: schema.authz
 package sealed.authz
 
 # METADATA

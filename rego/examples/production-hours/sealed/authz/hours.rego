@@ -6,6 +6,8 @@
 #   a key that is for production, gets an answer from Monday to Friday, 07:00
 #   to 19:00 UTC; all other uses are none of its business. The time is the
 #   engine's, in the input: a policy has no clock and no time zones.
+# schemas:
+#   - input: schema.authz
 package sealed.authz
 
 # METADATA

@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"sealed.dev/sealed/internal/decisionlog"
+	"sealed.dev/sealed/internal/sealed"
+	"sealed.dev/sealed/internal/vaultclient"
+	opabundle "sealed.dev/sealed/opa-bundle"
+	"sealed.dev/sealed/rego"
+)
+
+// bundleLife is how long a bundle holds unless told otherwise.
+const bundleLife = 90 * 24 * time.Hour
+
+type uploadFlags struct {
+	key       signingFlags
+	revision  string
+	sequence  uint64
+	life      time.Duration
+	standard  bool
+	yes       bool
+	compareTo recorded
+}
+
+func newPolicyUploadCmd(a *app) *cobra.Command {
+	var f uploadFlags
+	cmd := &cobra.Command{
+		Use: "upload (DIR | --default) (--key FILE | --transit MOUNT/NAME) | upload FILE", Short: "Put a policy in force", Args: cobra.MaximumNArgs(1),
+		Long: `Upload builds a bundle from the Rego files below DIR (package sealed.…) or from
+the default policies, signs it, and puts it in force. The sequence is one above that
+in force unless it is given. A FILE is a bundle that is signed already. Before that,
+it shows what would have been decided otherwise of the requests of the last week (of
+--since, or of --from), if the token may read the log, and asks on a terminal. A copy
+of the bundle stays on this machine for policy replay.
+
+  sealedctl policy upload policies --key policy-key.pem
+  sealedctl policy upload policy.tar.gz --yes`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			maker, err := f.maker(args)
+			if err != nil {
+				return err
+			}
+			if f.life <= 0 {
+				return usagef("--expires-in wants a time to come")
+			}
+			raw, e, err := maker(cmd.Context(), a)
+			if err != nil {
+				return err
+			}
+			if err := a.showEffect(cmd.Context(), raw, f.compareTo); err != nil {
+				return err
+			}
+			if err := a.sure("Put this policy in force?", f.yes); err != nil {
+				return err
+			}
+			status, err := a.uploadBundle(cmd.Context(), e, raw)
+			if err != nil {
+				return err
+			}
+			return a.print(status, func(w io.Writer) { policyTable(w, status) })
+		},
+	}
+	fl := cmd.Flags()
+	f.key.register(cmd)
+	fl.BoolVar(&f.standard, "default", false, "the policies that come with sealedctl")
+	fl.StringVar(&f.revision, "revision", "", "free text for people, such as a commit")
+	fl.Uint64Var(&f.sequence, "sequence", 0, "sequence of the bundle (default: the next one)")
+	fl.DurationVar(&f.life, "expires-in", bundleLife, "the bundle denies everything after this time")
+	fl.DurationVar(&f.compareTo.since, "since", 7*24*time.Hour, "compare the decisions of this time; 0 for none")
+	fl.StringVar(&f.compareTo.from, "from", "", "compare the decisions in this file or directory")
+	fl.BoolVarP(&f.yes, "yes", "y", false, "don't ask")
+	return cmd
+}
+
+type bundleMaker = func(context.Context, *app) ([]byte, *vaultclient.Engine, error)
+
+// maker says where the signed bundle comes from.
+func (f *uploadFlags) maker(args []string) (bundleMaker, error) {
+	if f.standard != (len(args) == 0) {
+		return nil, usagef("policy upload wants a directory or --default, not both")
+	}
+	if f.standard {
+		return f.building(rego.FS()), nil
+	}
+	st, err := os.Stat(args[0])
+	if err != nil {
+		return nil, fmt.Errorf("reading policies: %w", err)
+	}
+	if st.IsDir() {
+		return f.building(os.DirFS(args[0])), nil
+	}
+	if f.key != (signingFlags{}) || f.sequence != 0 || f.revision != "" {
+		return nil, usagef("a bundle file has its signature, sequence and revision already")
+	}
+	return func(ctx context.Context, a *app) ([]byte, *vaultclient.Engine, error) {
+		raw, err := readBundleFile(args[0])
+		if err != nil {
+			return nil, nil, err
+		}
+		e, err := a.engine(ctx)
+		return raw, e, err
+	}, nil
+}
+
+// building builds and signs, with the next sequence unless one is given.
+func (f *uploadFlags) building(source fs.FS) bundleMaker {
+	return func(ctx context.Context, a *app) ([]byte, *vaultclient.Engine, error) {
+		key, err := f.key.signer(ctx, a)
+		if err != nil {
+			return nil, nil, err
+		}
+		e, err := a.engine(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		now, err := e.PolicyStatus(ctx)
+		if err != nil && !errors.Is(err, sealed.ErrNotFound) {
+			return nil, nil, err
+		}
+		m := opabundle.Manifest{Revision: f.revision, Sequence: f.sequence, Expires: time.Now().Add(f.life)}
+		if m.Sequence == 0 {
+			m.Sequence = now.Sequence + 1
+		}
+		id := f.key.id
+		if id == "" {
+			if id, err = keyIDOf(ctx, e, key); err != nil {
+				return nil, nil, err
+			}
+		}
+		raw, err := opabundle.Build(ctx, source, m)
+		if err != nil {
+			return nil, nil, err
+		}
+		raw, err = opabundle.Sign(ctx, raw, key, id)
+		return raw, e, err
+	}
+}
+
+// showEffect says on stderr what the bundle would have decided otherwise than
+// the one in force. It only informs: a bundle that can't be opened the engine
+// refuses, with the reason, and without recorded requests there is nothing to say.
+func (a *app) showEffect(ctx context.Context, raw []byte, r recorded) error {
+	if r.since == 0 && r.from == "" || a.quiet {
+		return nil
+	}
+	next, err := opabundle.Inspect(ctx, raw, opabundle.Limits{})
+	if err != nil {
+		return nil
+	}
+	now, err := a.inspect(ctx, "active")
+	if err != nil {
+		a.talk("no comparison with the policy in force: %v", err)
+		return ctx.Err()
+	}
+	events, err := r.all(ctx, a)
+	if err != nil && r.from != "" {
+		return err
+	}
+	if err != nil || len(events) == 0 {
+		a.talk("no recorded requests to compare with")
+		return ctx.Err()
+	}
+	d, err := a.diffDecisions(ctx, events, []decisionlog.Decider{now, next})
+	if err != nil {
+		return err
+	}
+	return aligned(a.stderr, func(w io.Writer) { diffTable(w, d) })
+}
+
+// uploadBundle keeps a copy before the bundle decides anything.
+func (a *app) uploadBundle(ctx context.Context, e *vaultclient.Engine, raw []byte) (vaultclient.PolicyStatus, error) {
+	if b, err := opabundle.Inspect(ctx, raw, opabundle.Limits{}); err == nil {
+		if err := a.keepBundle(b.Ref().Digest, raw); err != nil {
+			return vaultclient.PolicyStatus{}, err
+		}
+	}
+	if _, err := e.UploadPolicy(ctx, raw); err != nil {
+		return vaultclient.PolicyStatus{}, err
+	}
+	return e.PolicyStatus(ctx)
+}
