@@ -140,6 +140,7 @@ type backend struct {
 	chores  housekeeping
 	watches release // calls that wait
 	restore rollbackState
+	layout  layout // of storage
 
 	mem   runMemory // of runs: what a restart may forget (memory.go)
 	ended endedRuns // what lists show of runs that are over
@@ -220,15 +221,6 @@ func (b *backend) initialize(_ context.Context, req *logical.InitializationReque
 		b.worker.start()
 	}
 	return nil
-}
-
-// invalidate drops every cache. It does no I/O.
-func (b *backend) invalidate(ctx context.Context, _ string) {
-	b.dropNouns(ctx)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.live = nil
-	b.watches.all()
 }
 
 func (b *backend) clean(context.Context) {

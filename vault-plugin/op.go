@@ -15,40 +15,22 @@ import (
 // Vault shows as 404), or with an error.
 type nounFunc func(ctx context.Context, req *logical.Request, d *framework.FieldData) (map[string]any, error)
 
-// op adapts a nounFunc.
+// op adapts a nounFunc. What is given to it was checked by known.
 func (b *backend) op(summary string, f nounFunc) *framework.PathOperation {
 	return &framework.PathOperation{
 		Summary:                     summary,
 		ForwardPerformanceStandby:   true,
 		ForwardPerformanceSecondary: true,
 		Callback: func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-			for name := range req.Data {
-				if _, ok := d.Schema[name]; !ok {
-					return nil, b.edge(&sealed.FieldError{Field: sealed.CleanReason(name), Reason: "unknown field"})
-				}
-			}
 			out, err := f(ctx, req, d)
 			if err != nil {
-				return nil, b.edge(err)
+				return nil, b.edge(namingField(err, d))
 			}
 			if out == nil {
 				return nil, nil
 			}
 			return &logical.Response{Data: out}, nil
 		},
-	}
-}
-
-// known refuses, for every operation, a field that the path does not know: a
-// misspelled one must not be taken for "unset".
-func (b *backend) known(f framework.OperationFunc) framework.OperationFunc {
-	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-		for name := range req.Data {
-			if _, ok := d.Schema[name]; !ok {
-				return nil, b.edge(invalid(sealed.CleanReason(name), "unknown field"))
-			}
-		}
-		return f(ctx, req, d)
 	}
 }
 
@@ -65,6 +47,13 @@ var fieldConversion = regexp.MustCompile(`^Field validation failed: error conver
 // for a field of the wrong type, which quotes the offending value: that value
 // may be a credential, and errors are not hashed in Vault's audit file (F17).
 func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
+	if req.Operation != logical.HelpOperation && req.Operation != logical.RollbackOperation {
+		if err := b.layout.ready(ctx, b, req.Storage); err == logical.ErrReadOnly {
+			return nil, err
+		} else if err != nil {
+			return nil, b.edge(err)
+		}
+	}
 	if err := b.refuseRolledBack(ctx, req); err != nil {
 		return nil, b.edge(err)
 	}

@@ -89,6 +89,9 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 		if err := b.makeKeys(ctx, req.Storage, cfg.Tenant); err != nil {
 			return nil, err
 		}
+		if err := put(ctx, req.Storage, storeVersion, versionRow{Version: storageVersion}); err != nil {
+			return nil, err
+		}
 	}
 	if err := b.change(ctx, req, "config.changed", map[string]any{"fields": changedFields(old, cfg)}); err != nil {
 		return nil, err

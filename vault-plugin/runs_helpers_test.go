@@ -249,6 +249,7 @@ type world struct {
 	openBundle func(context.Context, []byte, map[string]string) (Bundle, error)
 	raw        []byte
 	policyKey  string
+	store      logical.Storage // set, it replaces s in requests
 	// policies are what bundles decide, by their text.
 	policies map[string]func(string, any) sealed.Decision
 }
@@ -376,7 +377,7 @@ func (w *world) json(v any) string {
 
 func (w *world) do(entity, accessor string, op logical.Operation, path string, data map[string]any) (*logical.Response, error) {
 	req := &logical.Request{
-		Operation: op, Path: path, Data: data, Storage: w.s, EntityID: entity, ClientTokenAccessor: accessor, DisplayName: entity,
+		Operation: op, Path: path, Data: data, Storage: w.storage(), EntityID: entity, ClientTokenAccessor: accessor, DisplayName: entity,
 	}
 	resp, err := w.handler().HandleRequest(context.Background(), req)
 	if err == nil && resp != nil && resp.IsError() {
@@ -386,6 +387,13 @@ func (w *world) do(entity, accessor string, op logical.Operation, path string, d
 		checkAnswer(w.t, w.b, req, resp)
 	}
 	return resp, err
+}
+
+func (w *world) storage() logical.Storage {
+	if w.store != nil {
+		return w.store
+	}
+	return w.s
 }
 
 // handler is the engine that requests go to.

@@ -62,6 +62,9 @@ func (w *world) rows(n int, state string, change func(i int, m *sealed.Manifest)
 	return out
 }
 
+// keyless makes the manifests of many runs small.
+func keyless(_ int, m *sealed.Manifest) { m.Keys = nil }
+
 func (w *world) list(query map[string]any) []sealed.RunID {
 	w.t.Helper()
 	resp, err := w.do("op", "", logical.ListOperation, "runs/", query)
@@ -146,7 +149,7 @@ func (c *counting) Get(ctx context.Context, key string) (*logical.StorageEntry, 
 // once they are in memory, which the worker sees to after a start.
 func TestManyRuns(t *testing.T) {
 	w := newWorld(t)
-	ids := w.rows(10000, sealed.RunFinished, nil)
+	ids := w.rows(10000, sealed.RunFinished, keyless)
 	w.open()
 	ctx := context.Background()
 	for more := true; more; {
@@ -156,6 +159,9 @@ func TestManyRuns(t *testing.T) {
 		}
 	}
 	if _, err := w.b.index(ctx, w.s); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.b.layout.ready(ctx, w.b, w.s); err != nil {
 		t.Fatal(err)
 	}
 	c := &counting{Storage: w.s}
@@ -173,7 +179,7 @@ func TestManyRuns(t *testing.T) {
 // TestPreviewOfManyRuns: what a revocation would stop, over 10,000 live runs.
 func TestPreviewOfManyRuns(t *testing.T) {
 	w := newWorld(t)
-	w.rows(10000, sealed.RunClaimed, nil)
+	w.rows(10000, sealed.RunClaimed, keyless)
 	if _, err := w.b.index(context.Background(), w.s); err != nil {
 		t.Fatal(err)
 	}

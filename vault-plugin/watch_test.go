@@ -2,12 +2,11 @@ package vaultplugin
 
 import (
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
 	"fmt"
 	"testing"
 	"time"
-
-	"crypto/ed25519"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/vault/sdk/logical"

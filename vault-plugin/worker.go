@@ -103,6 +103,9 @@ func (w *worker) keepTime(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-t.C:
+			if w.b.layout.ready(ctx, w.b, w.b.storage) != nil {
+				continue // requests say why
+			}
 			w.tick(ctx, w.b.storage)
 			w.b.housekeep(ctx)
 		}
@@ -119,7 +122,9 @@ func (w *worker) keepPaying(ctx context.Context) {
 		case <-t.C:
 		case <-w.kick:
 		}
-		w.pay(ctx, w.b.storage, "")
+		if w.b.layout.ready(ctx, w.b, w.b.storage) == nil {
+			w.pay(ctx, w.b.storage, "")
+		}
 	}
 }
 

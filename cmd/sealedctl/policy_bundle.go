@@ -21,6 +21,10 @@ import (
 // maxBundleFile is the engine's limit of a bundle, in bytes.
 const maxBundleFile = 1 << 20
 
+// authorLimits are the engine's, but for the time: a busy machine must not make
+// a decision come out otherwise than it was.
+var authorLimits = opabundle.Limits{Eval: 30 * time.Second}
+
 // A bundleInfo is what build, sign and verify say about a bundle.
 type bundleInfo struct {
 	File     string        `json:"file"`
@@ -70,7 +74,7 @@ it once it is signed, if its sequence is above the one in force.
 			if err != nil {
 				return err
 			}
-			b, err := opabundle.Inspect(cmd.Context(), raw, opabundle.Limits{})
+			b, err := opabundle.Inspect(cmd.Context(), raw, authorLimits)
 			if err != nil {
 				return err
 			}
@@ -114,7 +118,7 @@ never leaves it. The id is the one under which the engine knows the public half.
 			if raw, err = opabundle.Sign(cmd.Context(), raw, signer, key.id); err != nil {
 				return err
 			}
-			b, err := opabundle.Inspect(cmd.Context(), raw, opabundle.Limits{})
+			b, err := opabundle.Inspect(cmd.Context(), raw, authorLimits)
 			if err != nil {
 				return err
 			}
@@ -231,11 +235,11 @@ func (a *app) inspect(ctx context.Context, arg string) (*opabundle.Inspection, e
 		if err != nil {
 			return nil, err
 		}
-		return opabundle.Inspect(ctx, raw, opabundle.Limits{})
+		return opabundle.Inspect(ctx, raw, authorLimits)
 	}
 	raw, err := readBundleFile(arg)
 	if err != nil {
 		return nil, err
 	}
-	return opabundle.Inspect(ctx, raw, opabundle.Limits{})
+	return opabundle.Inspect(ctx, raw, authorLimits)
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -81,11 +80,22 @@ func (r recorded) each(ctx context.Context, a *app, f func(decisionlog.Event) er
 	return nil
 }
 
-// all returns the decisions that are meant.
-func (r recorded) all(ctx context.Context, a *app) ([]decisionlog.Event, error) {
-	var out []decisionlog.Event
-	err := r.each(ctx, a, func(e decisionlog.Event) error { out = append(out, e); return nil })
-	return out, err
+// chunks calls f with the decisions that are meant, some at a time and in order:
+// there can be many.
+func (r recorded) chunks(ctx context.Context, a *app, f func([]decisionlog.Event) error) error {
+	var some []decisionlog.Event
+	err := r.each(ctx, a, func(e decisionlog.Event) error {
+		if some = append(some, e); len(some) < 4096 {
+			return nil
+		}
+		err := f(some)
+		some = some[:0]
+		return err
+	})
+	if err != nil || len(some) == 0 {
+		return err
+	}
+	return f(some)
 }
 
 // eachLogged asks the engine for the log from begin on. Its entries are in the
@@ -221,20 +231,21 @@ the shape of OPA's decision logs. Names only; what the agent said is erased.
 type progress struct {
 	a     *app
 	what  string
-	total int
 	done  int
 	shown time.Time
 }
 
 func (p *progress) step() {
 	p.done++
-	if !p.a.terminal() || p.a.quiet || time.Since(p.shown) < 200*time.Millisecond && p.done < p.total {
-		return
+	if p.a.terminal() && !p.a.quiet && time.Since(p.shown) > 200*time.Millisecond {
+		p.shown = time.Now()
+		_, _ = fmt.Fprintf(p.a.stderr, "\r%s: %d", p.what, p.done)
 	}
-	p.shown = time.Now()
-	end := ""
-	if p.done == p.total {
-		end = "\n"
+}
+
+// end leaves the line.
+func (p *progress) end() {
+	if !p.shown.IsZero() {
+		_, _ = fmt.Fprintf(p.a.stderr, "\r%s: %d\n", p.what, p.done)
 	}
-	_, _ = io.WriteString(p.a.stderr, fmt.Sprintf("\r%s: %d of %d%s", p.what, p.done, p.total, end))
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"maps"
 	"reflect"
 	"slices"
 
@@ -67,55 +66,61 @@ func (a *app) diffPolicies(ctx context.Context, older, newer string, r recorded)
 		}
 		by = append(by, b)
 	}
-	events, err := r.all(ctx, a)
-	if err != nil {
-		return policyDiff{}, err
-	}
-	return a.diffDecisions(ctx, events, by)
+	return a.diffRecorded(ctx, r, by)
 }
 
-// diffDecisions compares two deciders, by, over the requests of events.
-func (a *app) diffDecisions(ctx context.Context, events []decisionlog.Event, by []decisionlog.Decider) (policyDiff, error) {
-	var out policyDiff
-	type group struct {
-		change   string
-		agent    sealed.Name
-		key      sealed.KeyName
-		workflow string
-	}
-	groups := map[group]*groupChange{}
-	p := progress{a: a, what: "deciding", total: len(events)}
-	err := decisionlog.Redecide(ctx, events, func(decisionlog.Event) ([]decisionlog.Decider, error) { return by, nil }, func(v decisionlog.Verdict) {
-		p.step()
-		out.Decisions++
-		in, err := v.Event.Request()
-		if v.Err != nil || err != nil {
-			out.Skipped++
-			return
-		}
-		change := changeOf(v.Got[0], v.Got[1])
-		if change == "" {
-			return
-		}
-		g := group{change, in.Agent.Name, in.Key.Name, in.Run.Workflow}
-		if groups[g] == nil {
-			groups[g] = &groupChange{Change: change, Agent: g.agent, Key: g.key, Workflow: g.workflow, Reasons: []string{}, Example: v.Event.DecisionID}
-		}
-		groups[g].Count++
-		for _, reason := range v.Got[1].Reasons {
-			if !slices.Contains(groups[g].Reasons, reason.Code) {
-				groups[g].Reasons = append(groups[g].Reasons, reason.Code)
-			}
-		}
+// A changeGroup is what a groupChange counts.
+type changeGroup struct {
+	change   string
+	agent    sealed.Name
+	key      sealed.KeyName
+	workflow string
+}
+
+// diffRecorded compares two deciders, by, over recorded requests.
+func (a *app) diffRecorded(ctx context.Context, r recorded, by []decisionlog.Decider) (policyDiff, error) {
+	out, groups := policyDiff{Changes: []groupChange{}}, map[changeGroup]*groupChange{}
+	p := progress{a: a, what: "deciding"}
+	defer p.end()
+	both := func(decisionlog.Event) ([]decisionlog.Decider, error) { return by, nil }
+	err := r.chunks(ctx, a, func(events []decisionlog.Event) error {
+		return decisionlog.Redecide(ctx, events, both, func(v decisionlog.Verdict) {
+			p.step()
+			out.count(groups, v)
+		})
 	})
-	out.Changes = []groupChange{}
-	for _, g := range slices.Collect(maps.Values(groups)) {
+	for _, g := range groups {
 		out.Changes = append(out.Changes, *g)
 	}
 	slices.SortFunc(out.Changes, func(x, y groupChange) int {
 		return cmp.Or(cmp.Compare(rank(x.Change), rank(y.Change)), cmp.Compare(y.Count, x.Count), cmp.Compare(x.Agent, y.Agent), cmp.Compare(x.Key, y.Key), cmp.Compare(x.Workflow, y.Workflow))
 	})
 	return out, err
+}
+
+func (d *policyDiff) count(groups map[changeGroup]*groupChange, v decisionlog.Verdict) {
+	d.Decisions++
+	in, err := v.Event.Request()
+	if v.Err != nil || err != nil {
+		d.Skipped++
+		return
+	}
+	change := changeOf(v.Got[0], v.Got[1])
+	if change == "" {
+		return
+	}
+	at := changeGroup{change, in.Agent.Name, in.Key.Name, in.Run.Workflow}
+	g := groups[at]
+	if g == nil {
+		g = &groupChange{Change: change, Agent: at.agent, Key: at.key, Workflow: at.workflow, Reasons: []string{}, Example: v.Event.DecisionID}
+		groups[at] = g
+	}
+	g.Count++
+	for _, reason := range v.Got[1].Reasons {
+		if !slices.Contains(g.Reasons, reason.Code) {
+			g.Reasons = append(g.Reasons, reason.Code)
+		}
+	}
 }
 
 // changes are the kinds of change, the ones to look at first.

@@ -39,7 +39,7 @@ func (a *app) newShelf(ctx context.Context, files []string, offline bool) (*shel
 		if err != nil {
 			return nil, err
 		}
-		b, err := opabundle.Inspect(ctx, raw, opabundle.Limits{})
+		b, err := opabundle.Inspect(ctx, raw, authorLimits)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
@@ -111,7 +111,7 @@ func inspectStored(ctx context.Context, e *vaultclient.Engine, d sealed.Digest) 
 }
 
 func inspectDigest(ctx context.Context, raw []byte, d sealed.Digest) (*opabundle.Inspection, error) {
-	b, err := opabundle.Inspect(ctx, raw, opabundle.Limits{})
+	b, err := opabundle.Inspect(ctx, raw, authorLimits)
 	if err == nil && b.Ref().Digest != d {
 		err = fmt.Errorf("finding bundle %.12s…: it has another digest: %w", d, sealed.ErrInvalid)
 	}
@@ -188,11 +188,8 @@ func (a *app) replayDecisions(ctx context.Context, r recorded, bundles []string)
 	if err != nil {
 		return out, err
 	}
-	events, err := r.all(ctx, a)
-	if err != nil {
-		return out, err
-	}
-	p := progress{a: a, what: "replaying", total: len(events)}
+	p := progress{a: a, what: "replaying"}
+	defer p.end()
 	own := func(e decisionlog.Event) ([]decisionlog.Decider, error) {
 		b, err := shelf.get(ctx, e.Ref().Digest)
 		if err == nil && b.Ref() != e.Ref() {
@@ -200,14 +197,16 @@ func (a *app) replayDecisions(ctx context.Context, r recorded, bundles []string)
 		}
 		return []decisionlog.Decider{b}, err
 	}
-	err = decisionlog.Redecide(ctx, events, own, func(v decisionlog.Verdict) {
-		p.step()
-		out.Decisions++
-		if m, bad := compared(v); bad {
-			out.Mismatches = append(out.Mismatches, m)
-		} else {
-			out.Matching++
-		}
+	err = r.chunks(ctx, a, func(events []decisionlog.Event) error {
+		return decisionlog.Redecide(ctx, events, own, func(v decisionlog.Verdict) {
+			p.step()
+			out.Decisions++
+			if m, bad := compared(v); bad {
+				out.Mismatches = append(out.Mismatches, m)
+			} else {
+				out.Matching++
+			}
+		})
 	})
 	return out, err
 }

@@ -152,7 +152,7 @@ func (a *app) showEffect(ctx context.Context, raw []byte, r recorded) error {
 	if r.since == 0 && r.from == "" || a.quiet {
 		return nil
 	}
-	next, err := opabundle.Inspect(ctx, raw, opabundle.Limits{})
+	next, err := opabundle.Inspect(ctx, raw, authorLimits)
 	if err != nil {
 		return nil
 	}
@@ -161,24 +161,20 @@ func (a *app) showEffect(ctx context.Context, raw []byte, r recorded) error {
 		a.talk("no comparison with the policy in force: %v", err)
 		return ctx.Err()
 	}
-	events, err := r.all(ctx, a)
-	if err != nil && r.from != "" {
+	d, err := a.diffRecorded(ctx, r, []decisionlog.Decider{now, next})
+	if err != nil && (r.from != "" || ctx.Err() != nil) {
 		return err
 	}
-	if err != nil || len(events) == 0 {
+	if err != nil || d.Decisions == 0 {
 		a.talk("no recorded requests to compare with")
-		return ctx.Err()
-	}
-	d, err := a.diffDecisions(ctx, events, []decisionlog.Decider{now, next})
-	if err != nil {
-		return err
+		return nil
 	}
 	return aligned(a.stderr, func(w io.Writer) { diffTable(w, d) })
 }
 
 // uploadBundle keeps a copy before the bundle decides anything.
 func (a *app) uploadBundle(ctx context.Context, e *vaultclient.Engine, raw []byte) (vaultclient.PolicyStatus, error) {
-	if b, err := opabundle.Inspect(ctx, raw, opabundle.Limits{}); err == nil {
+	if b, err := opabundle.Inspect(ctx, raw, authorLimits); err == nil {
 		if err := a.keepBundle(b.Ref().Digest, raw); err != nil {
 			return vaultclient.PolicyStatus{}, err
 		}

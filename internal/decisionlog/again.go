@@ -60,28 +60,35 @@ type Verdict struct {
 // each verdict in the order of events. deciders returns the ones for an event;
 // its error becomes that of the verdict. It stops when ctx is done.
 func Redecide(ctx context.Context, events []Event, deciders func(Event) ([]Decider, error), f func(Verdict)) error {
-	const chunk = 512
 	for from := 0; from < len(events); from += chunk {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		part := events[from:min(from+chunk, len(events))]
 		out := make([]Verdict, len(part))
-		workers := max(1, runtime.GOMAXPROCS(0))
-		var working sync.WaitGroup
-		for w := range workers {
-			working.Go(func() {
-				for i := w; i < len(part); i += workers {
-					out[i] = verdict(ctx, part[i], deciders)
-				}
-			})
-		}
-		working.Wait()
+		each(len(part), func(i int) { out[i] = verdict(ctx, part[i], deciders) })
 		for _, v := range out {
 			f(v)
 		}
 	}
 	return ctx.Err()
+}
+
+// chunk is how many events are worked on at a time.
+const chunk = 512
+
+// each calls f for 0 to n-1, on all processors.
+func each(n int, f func(int)) {
+	workers := min(n, runtime.GOMAXPROCS(0))
+	var working sync.WaitGroup
+	for w := range workers {
+		working.Go(func() {
+			for i := w; i < n; i += workers {
+				f(i)
+			}
+		})
+	}
+	working.Wait()
 }
 
 func verdict(ctx context.Context, e Event, deciders func(Event) ([]Decider, error)) Verdict {

@@ -42,7 +42,7 @@ func event(t testing.TB, in sealed.Input, d sealed.Decision) Event {
 	return e
 }
 
-func line(t testing.TB, e Event) []byte {
+func text(t testing.TB, e Event) []byte {
 	t.Helper()
 	b, err := json.Marshal(e)
 	if err != nil {
@@ -71,7 +71,7 @@ func answer(in sealed.Input, d decider) sealed.Decision {
 
 func TestEventIsDecidedAgainAfterALine(t *testing.T) {
 	d := decider{effect: sealed.EffectDeny}
-	e, err := Parse(line(t, event(t, request(), answer(request(), d))))
+	e, err := Parse(text(t, event(t, request(), answer(request(), d))))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +91,7 @@ func TestEventIsDecidedAgainAfterALine(t *testing.T) {
 		"time":   func(e *Event) { e.in.Time = now.Add(1) },
 		"ttl":    func(e *Event) { e.Result.Obligations.TTL++ },
 	} {
-		e, err := Parse(line(t, event(t, request(), answer(request(), d))))
+		e, err := Parse(text(t, event(t, request(), answer(request(), d))))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -108,7 +108,7 @@ func TestWordsOfTheAgentAreNotKept(t *testing.T) {
 	in.Reason = said
 	original := answer(in, d)
 	e := event(t, in, original)
-	if b := line(t, e); bytes.Contains(b, []byte("hunter2")) {
+	if b := text(t, e); bytes.Contains(b, []byte("hunter2")) {
 		t.Fatalf("kept: %s", b)
 	}
 	if original.Reasons[0].Msg == "" {
@@ -168,7 +168,7 @@ func TestLargeInputIsErased(t *testing.T) {
 	if e.Input != nil || !slices.Equal(e.Erased, []string{"/input"}) {
 		t.Fatalf("%d bytes were kept", len(e.Input))
 	}
-	e, err := Parse(line(t, e))
+	e, err := Parse(text(t, e))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,7 +188,7 @@ func TestSplitFits(t *testing.T) {
 	for _, part := range Split(events) {
 		n += len(part)
 		size := 0
-		for _, r := range string(line(t, Event{Input: mustJSON(t, part)})) {
+		for _, r := range string(text(t, Event{Input: mustJSON(t, part)})) {
 			size++
 			if r >= 0x7f {
 				size += 5
@@ -233,7 +233,7 @@ func TestFromBody(t *testing.T) {
 }
 
 func TestParseRefuses(t *testing.T) {
-	good := string(line(t, event(t, request(), answer(request(), decider{effect: sealed.EffectAllow}))))
+	good := string(text(t, event(t, request(), answer(request(), decider{effect: sealed.EffectAllow}))))
 	if _, err := Parse([]byte(good)); err != nil {
 		t.Fatal(err)
 	}
@@ -257,7 +257,7 @@ func TestParseRefuses(t *testing.T) {
 }
 
 func TestReadNamesTheLine(t *testing.T) {
-	good := string(line(t, event(t, request(), answer(request(), decider{effect: sealed.EffectAllow}))))
+	good := string(text(t, event(t, request(), answer(request(), decider{effect: sealed.EffectAllow}))))
 	n := 0
 	count := func(Event) error { n++; return nil }
 	if err := Read(strings.NewReader(good+"\n\n"+good+"\n"), count); err != nil || n != 2 {
@@ -324,7 +324,7 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		again, err := Parse(line(t, e))
+		again, err := Parse(text(t, e))
 		if diff := cmp.Diff(e.Result, again.Result, cmpopts.EquateEmpty()); err != nil || diff != "" {
 			t.Errorf("%v %s", err, diff)
 		}

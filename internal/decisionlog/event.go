@@ -64,7 +64,8 @@ const (
 	erasedInput, erasedReason = "/input", "/input/reason"
 )
 
-// An Event is one decision of one bundle. See the package for its members.
+// An Event is one decision of one bundle. See the package for its members. New,
+// Parse, FromBody and Read make one; it can be encoded, but not decoded.
 type Event struct {
 	Labels     map[string]string `json:"labels,omitempty"`
 	DecisionID string            `json:"decision_id"`
@@ -76,7 +77,7 @@ type Event struct {
 	Masked     []string          `json:"masked,omitempty"`
 	Timestamp  time.Time         `json:"timestamp"`
 
-	in *sealed.Input // of Input, once it was parsed
+	in *sealed.Input // what Input says
 }
 
 // A Bundle names the bundle that decided.
@@ -105,8 +106,8 @@ func New(id string, ref sealed.BundleRef, in sealed.Input, answer sealed.Decisio
 	if err != nil {
 		return Event{}, fmt.Errorf("recording decision: %w", err)
 	}
-	if e.Input = doc; e.Size() > MaxEvent {
-		e.Input, e.Erased = nil, []string{erasedInput}
+	if e.Input, e.in = doc, &in; e.Size() > MaxEvent {
+		e.Input, e.in, e.Erased = nil, nil, []string{erasedInput}
 	}
 	return e, nil
 }
@@ -148,18 +149,11 @@ func (e Event) Question() string { return strings.ReplaceAll(e.Path, "/", ".") }
 func pathOf(question string) string { return strings.ReplaceAll(question, ".", "/") }
 
 // Request returns the input as it was recorded: without what was erased. It is
-// sealed.ErrInvalid when it was erased as a whole or is none. Its lists are shared
-// and must not be changed.
+// sealed.ErrInvalid when it was erased as a whole. Its lists are shared and must
+// not be changed.
 func (e Event) Request() (sealed.Input, error) {
-	if e.in != nil {
-		return *e.in, nil
+	if e.in == nil {
+		return sealed.Input{}, fmt.Errorf("reading decision %s: the input was not kept: %w", e.DecisionID, sealed.ErrInvalid)
 	}
-	var in sealed.Input
-	if slices.Contains(e.Erased, erasedInput) || len(e.Input) == 0 {
-		return in, fmt.Errorf("reading decision %s: the input was not kept: %w", e.DecisionID, sealed.ErrInvalid)
-	}
-	if err := sealed.Decode(e.Input, 1<<20, &in); err != nil {
-		return in, fmt.Errorf("reading decision %s: %w", e.DecisionID, err)
-	}
-	return in, nil
+	return *e.in, nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"time"
 
 	"sealed.dev/sealed/internal/sealed"
 )
@@ -21,17 +22,43 @@ const TypeDecided = "policy.decided"
 // maxLine bounds one line of an exported file, in bytes.
 const maxLine = 4 * MaxEvent
 
+// A line is an event as it is read: the request is parsed in the same pass.
+type line struct {
+	Labels     map[string]string `json:"labels"`
+	DecisionID string            `json:"decision_id"`
+	Bundles    map[string]Bundle `json:"bundles"`
+	Path       string            `json:"path"`
+	Input      *sealed.Input     `json:"input"`
+	Result     sealed.Decision   `json:"result"`
+	Erased     []string          `json:"erased"`
+	Masked     []string          `json:"masked"`
+	Timestamp  time.Time         `json:"timestamp"`
+}
+
 // Parse reads one event and checks it. Errors wrap sealed.ErrInvalid.
-func Parse(line []byte) (Event, error) {
-	var e Event
-	if err := sealed.Decode(line, maxLine, &e); err != nil {
+func Parse(text []byte) (Event, error) {
+	var l line
+	if err := sealed.Decode(text, maxLine, &l); err != nil {
 		return Event{}, fmt.Errorf("parsing decision: %w", err)
+	}
+	return l.event()
+}
+
+func (l line) event() (Event, error) {
+	e := Event{
+		Labels: l.Labels, DecisionID: l.DecisionID, Bundles: l.Bundles, Path: l.Path, Result: l.Result,
+		Erased: l.Erased, Masked: l.Masked, Timestamp: l.Timestamp, in: l.Input,
+	}
+	if l.Input != nil {
+		var err error
+		if e.Input, err = json.Marshal(l.Input); err != nil {
+			return Event{}, fmt.Errorf("parsing decision: the input: %w", sealed.ErrInvalid)
+		}
 	}
 	return e, e.check()
 }
 
-// check also keeps the parsed input.
-func (e *Event) check() error {
+func (e Event) check() error {
 	bad := func(what string) error {
 		return fmt.Errorf("parsing decision: %s: %w", what, sealed.ErrInvalid)
 	}
@@ -49,14 +76,11 @@ func (e *Event) check() error {
 	default:
 		return bad("the result is no decision")
 	}
-	in, err := e.Request()
-	switch {
-	case err != nil && len(e.Input) > 0:
-		return err
-	case err == nil && !in.Time.Equal(e.Timestamp):
+	switch erased := slices.Contains(e.Erased, erasedInput); {
+	case erased != (e.in == nil):
+		return bad("wants an input, or that it was erased")
+	case !erased && !e.in.Time.Equal(e.Timestamp):
 		return bad("the timestamp is not the time of the input")
-	case err == nil:
-		e.in = &in
 	}
 	return nil
 }
@@ -74,38 +98,64 @@ func FromBody(body []byte, labels map[string]string) ([]Event, error) {
 	if members[Member] == nil {
 		return nil, nil
 	}
-	var events []Event
-	if err := sealed.Decode(members[Member], len(body), &events); err != nil {
+	var lines []line
+	if err := sealed.Decode(members[Member], len(body), &lines); err != nil {
 		return nil, fmt.Errorf("reading decisions: %w", err)
 	}
-	for i := range events {
-		events[i].Labels = labels
-		if err := events[i].check(); err != nil {
+	events := make([]Event, len(lines))
+	for i, l := range lines {
+		l.Labels = labels
+		var err error
+		if events[i], err = l.event(); err != nil {
 			return nil, err
 		}
 	}
 	return events, nil
 }
 
-// Read calls f for each event of an exported file, in order, until f fails.
-// Errors of the file name the line and wrap sealed.ErrInvalid.
+// Read calls f for each event of an exported file, in order, until f fails. It
+// parses several lines at a time. Errors of the file name the line and wrap
+// sealed.ErrInvalid.
 func Read(r io.Reader, f func(Event) error) error {
-	lines := bufio.NewScanner(r)
-	lines.Buffer(nil, maxLine)
-	for n := 1; lines.Scan(); n++ {
-		if len(bytes.TrimSpace(lines.Bytes())) == 0 {
-			continue
+	in := bufio.NewScanner(r)
+	in.Buffer(nil, maxLine)
+	var batch [][]byte
+	n := 0 // lines before the batch
+	for in.Scan() {
+		batch = append(batch, bytes.Clone(in.Bytes()))
+		if len(batch) == chunk {
+			if err := parseAll(batch, n, f); err != nil {
+				return err
+			}
+			n, batch = n+len(batch), batch[:0]
 		}
-		e, err := Parse(lines.Bytes())
-		if err != nil {
-			return fmt.Errorf("line %d: %w", n, err)
+	}
+	if err := parseAll(batch, n, f); err != nil {
+		return err
+	}
+	if err := in.Err(); err != nil {
+		return fmt.Errorf("reading decisions: %w: %w", sealed.ErrInvalid, err)
+	}
+	return nil
+}
+
+func parseAll(batch [][]byte, before int, f func(Event) error) error {
+	events, errs := make([]Event, len(batch)), make([]error, len(batch))
+	each(len(batch), func(i int) {
+		if batch[i] = bytes.TrimSpace(batch[i]); len(batch[i]) > 0 {
+			events[i], errs[i] = Parse(batch[i])
+		}
+	})
+	for i, e := range events {
+		if errs[i] != nil {
+			return fmt.Errorf("line %d: %w", before+i+1, errs[i])
+		}
+		if len(batch[i]) == 0 {
+			continue
 		}
 		if err := f(e); err != nil {
 			return err
 		}
-	}
-	if err := lines.Err(); err != nil {
-		return fmt.Errorf("reading decisions: %w: %w", sealed.ErrInvalid, err)
 	}
 	return nil
 }

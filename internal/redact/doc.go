@@ -34,8 +34,6 @@
 //
 // What is held back by an ordinary Writer depends on what the stream holds. For streams that the adversary reads there is [NewSteadyWriter].
 //
-// What is held back by an ordinary Writer depends on what the stream holds. For streams that the adversary reads there is [NewSteadyWriter].
-//
 // # What it does not guarantee
 //
 // Redaction is a second wall, not a boundary against a process that holds the value and means to smuggle it. Not found in streams:

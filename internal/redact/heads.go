@@ -2,6 +2,9 @@ package redact
 
 import (
 	"bytes"
+	"cmp"
+	"encoding/binary"
+	"slices"
 	"sort"
 )
 
@@ -56,10 +59,22 @@ func (h *heads) may(w uint64, n int) bool {
 	return has(h.one[:], w&0xff)
 }
 
+// next returns the first place from i to end, without end, where eight bytes of p may begin a needle, or end. Eight bytes must follow each place.
+func (h *heads) next(p []byte, i, end int) int {
+	bits, shift := h.eight, h.shift&63
+	for ; i < end; i++ {
+		if has(bits, binary.LittleEndian.Uint64(p[i:])*multiplier>>shift) {
+			return i
+		}
+	}
+	return max(i, end)
+}
+
 // live returns the first place from i on where p[i:] is the beginning, and not all, of a needle, or len(p).
 func (x *index) live(p []byte, i int) int {
-	for ; i+8 <= len(p); i++ {
-		if has(x.heads.eight, load(p, i)*multiplier>>x.heads.shift) && x.begins(p[i:]) {
+	end := len(p) - 7
+	for i = x.heads.next(p, i, end); i < end; i = x.heads.next(p, i+1, end) {
+		if x.begins(p[i:]) {
 			return i
 		}
 	}
@@ -75,9 +90,15 @@ func (x *index) live(p []byte, i int) int {
 	return i
 }
 
-// find returns the first needle that is not before t in order.
+// find returns the first needle that is not before t in order: by the first eight bytes, and only of those that agree in them by all.
 func (x *index) find(t []byte) int {
-	return sort.Search(len(x.needles), func(i int) bool { return bytes.Compare(x.text(uint32(i)), t) >= 0 })
+	head := headOf(t)
+	i, some := slices.BinarySearch(x.first, head)
+	if !some {
+		return i
+	}
+	n, _ := slices.BinarySearchFunc(x.first[i:], head, func(a, b uint64) int { return cmp.Or(cmp.Compare(a, b), -1) })
+	return i + sort.Search(n, func(k int) bool { return bytes.Compare(x.text(uint32(i+k)), t) >= 0 })
 }
 
 // begins reports whether t is the beginning of a needle that is longer than t.

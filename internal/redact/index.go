@@ -19,6 +19,7 @@ import (
 type index struct {
 	arena   []byte   // the texts of the needles, one after the other
 	needles []needle // in order of their texts, each text once
+	first   []uint64 // of each needle the first eight bytes, as headOf returns them
 	labels  []label
 	classes []class
 	heads   heads
@@ -107,7 +108,7 @@ func (x *index) order(pats []pattern) {
 		return cmp.Or(bytes.Compare(pats[a.i].text, pats[b.i].text), cmp.Compare(a.i, b.i))
 	})
 	x.arena = make([]byte, 0, total)
-	x.needles = make([]needle, 0, len(pats))
+	x.needles, x.first = make([]needle, 0, len(pats)), make([]uint64, 0, len(pats))
 	ids, masks := make(map[label]uint32), make(map[string]string)
 	for k, h := range sorted {
 		p := pats[h.i]
@@ -125,6 +126,7 @@ func (x *index) order(pats []pattern) {
 			x.labels = append(x.labels, label{p.key, p.form, p.folded, masks[p.key]})
 		}
 		x.needles = append(x.needles, needle{at: uint32(len(x.arena)), n: uint32(len(p.text)), label: id})
+		x.first = append(x.first, h.head)
 		x.arena = append(x.arena, p.text...)
 		x.longest = max(x.longest, len(p.text))
 		if x.shortest == 0 || len(p.text) < x.shortest {

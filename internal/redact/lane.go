@@ -261,15 +261,24 @@ func (l *foldedLane) ghost(i int) int64 {
 			}
 		}
 	}
-	for j := max(0, n-l.x.reach-ghosts); j < i && j+ghostDepth <= n; j++ {
-		if !has(l.x.heads.four, (load(l.text, j)&0xffffffff)*multiplier>>l.x.heads.shift) {
-			continue
+	j, near := max(0, n-l.x.reach-ghosts), min(i, n-ghosts-7) // what begins before near and can be mended agrees in eight characters
+	for j = l.x.heads.next(l.text, j, near); j < near; j = l.x.heads.next(l.text, j+1, near) {
+		if l.broken(j) {
+			return min(from, l.offset(j))
 		}
-		if d := l.x.matched(l.text[j:]); d >= ghostDepth && j+d < n && l.mendable(j+d) {
+	}
+	for ; j < i && j+ghostDepth <= n; j++ {
+		if has(l.x.heads.four, (load(l.text, j)&0xffffffff)*multiplier>>(l.x.heads.shift&63)) && l.broken(j) {
 			return min(from, l.offset(j))
 		}
 	}
 	return from
+}
+
+// broken reports whether at character j a match begins that is broken and may be mended.
+func (l *foldedLane) broken(j int) bool {
+	d := l.x.matched(l.text[j:])
+	return d >= ghostDepth && j+d < len(l.text) && l.mendable(j+d)
 }
 
 // mendable reports whether backspaces may still mend what broke before character i.

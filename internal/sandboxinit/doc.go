@@ -16,18 +16,30 @@
 //     store command and input with the engine, redacted with those values.
 //  8. Start the agent from the descriptor that was measured.
 //  9. Watch: renew, freeze, stop. At the end kill every process, scan the
-//     workspace, sign the record, finish.
+//     workspace, look at the output a second time, sign the record, finish.
 //
 // # Guarantee
 //
 // No value leaves this process but into a bound request or, by the profile's
 // and the policy's explicit leave, into the agent's environment. Every byte
-// that the agent writes to its streams passes the redactor first.
+// that the agent writes to its streams passes the redactor first. Where that is
+// JSON events, texts that are cut over several are joined.
+//
+// What passed is looked at again at the end, with every value of the run, by a
+// search of another kind (redact.Deep). What it finds is an event redact.miss
+// and a member of the record, and is masked in the stored transcript, which the
+// record then names. It was shown: the second look is for what is kept.
 //
 // # What it does not guarantee
 //
 // Command and input are kept as they were redacted before the agent started: a
 // value that is granted later and was in them, too, stays there.
+//
+// The second look has bounds: 16 MiB of each stream, two seconds for both, 64 KiB
+// at a time. It decodes at most 256 KiB of the text between two masks. A record
+// whose output was beyond any of these has a warning. A run that ends without a
+// record, because init or the supervisor was killed, has had no second look, and
+// nor has one of mode sandboxed, which has no values.
 //
 // With env delivery the agent holds the value, and can encode it in ways no
 // redactor knows. Under bubblewrap init and agent share a uid; what keeps the

@@ -88,7 +88,7 @@ func (r *runner) finish(ctx context.Context, status int, reason string) error {
 		r.events.add(r.hit(c))
 	}
 	flagged := r.scanWorkspace(rec)
-	r.masks = r.lookBack(rec, func(stream string) look { return lookWith(r.set, stream) })
+	r.masks = r.lookBack(rec, lookTime, func(stream string) look { return lookWith(r.set, stream) })
 	r.events.settle()
 	if err := r.events.flush(ctx); err != nil {
 		r.warnings = append(r.warnings, "events not reported: "+sealed.CleanReason(err.Error()))
@@ -124,13 +124,13 @@ func (r *runner) hit(c redact.Count) sealed.RunEvent {
 func (r *runner) scanWorkspace(rec *recorder) []string {
 	counts := map[redact.Count]int{}
 	hits, err := workspace.Scan(workspaceDir, func(src io.Reader) (bool, error) {
-		found, err := redact.Scan(src, r.set)
+		found, bad, err := scanContent(src, r.set)
 		for _, c := range found {
 			n := c.N
 			c.N, c.Stream = 0, "workspace"
 			counts[c] += n
 		}
-		return len(found) > 0, err
+		return bad, err
 	})
 	for c, n := range counts {
 		c.N = n

@@ -14,7 +14,7 @@ import (
 
 // maxEventLine bounds a line that is read as an event, in bytes. A longer one is
 // redacted as bytes, and so is a first line that does not end before.
-const maxEventLine = 1 << 20
+const maxEventLine = 256 << 10
 
 // A redactor is a redact.Writer, or an eventStream.
 type redactor interface {

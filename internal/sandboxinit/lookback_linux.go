@@ -175,9 +175,9 @@ func (s *stream) masks(misses []miss) (sealed.TranscriptMasks, string) {
 
 // lookBack looks at both streams again, and fills in subjects and misses of the
 // record. What it returns is for the host. A look that fails withholds.
-func (r *runner) lookBack(rec *recorder, lookFor func(stream string) look) []sealed.TranscriptMasks {
+func (r *runner) lookBack(rec *recorder, limit time.Duration, lookFor func(stream string) look) []sealed.TranscriptMasks {
 	var out []sealed.TranscriptMasks
-	deadline := time.Now().Add(lookTime)
+	deadline := time.Now().Add(limit)
 	for _, s := range []*stream{r.stdout, r.stderr} {
 		rec.subjects[s.name] = s.digest()
 		misses, whole, err := s.kept.again(lookFor(s.name), deadline)

@@ -32,7 +32,7 @@ const (
 	graceLimit = 5 * time.Second
 	// memoryLimit makes the runtime collect garbage early rather than grow: the
 	// redactor's tables, a long event and the second look share it.
-	memoryLimit = 28 << 20
+	memoryLimit = 24 << 20
 )
 
 // A runner is one run, from boot to finish.

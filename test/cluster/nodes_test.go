@@ -93,6 +93,9 @@ func open(t *testing.T) *world {
 	snapshot := w.snapshot(t)
 	from := image(t, w.Stack)
 	w.image = from.Repo + ":" + from.Tag
+	t.Cleanup(func() { // after the containers are gone
+		_, _ = w.docker.ImageRemove(context.WithoutCancel(t.Context()), w.image, client.ImageRemoveOptions{Force: true, PruneChildren: true})
+	})
 	harness.Must(t, w.Kill(t.Context(), "vault"))
 	w.makeNetwork(t)
 	w.startNode(t, 0, testcontainers.WithDockerfile(from))
@@ -105,9 +108,6 @@ func open(t *testing.T) *world {
 	}
 	w.balancer = newBalancer(t, strings.TrimPrefix(w.Status.VaultAddr, "https://"), w.ca)
 	w.settle(t)
-	t.Cleanup(func() {
-		_, _ = w.docker.ImageRemove(context.WithoutCancel(t.Context()), w.image, client.ImageRemoveOptions{Force: true})
-	})
 	return w
 }
 
@@ -127,6 +127,13 @@ func (w *world) readKeys(t *testing.T) {
 
 func (w *world) makeNetwork(t *testing.T) {
 	t.Helper()
+	// Where Docker has no default bridge, testcontainers makes a network of its own
+	// and leaves it.
+	if _, err := w.docker.NetworkInspect(t.Context(), testcontainers.ReaperDefault, client.NetworkInspectOptions{}); err != nil {
+		t.Cleanup(func() {
+			_, _ = w.docker.NetworkRemove(context.WithoutCancel(t.Context()), testcontainers.ReaperDefault, client.NetworkRemoveOptions{})
+		})
+	}
 	net, err := network.New(t.Context(), network.WithIPAM(&dockernet.IPAM{Config: []dockernet.IPAMConfig{{Subnet: netip.MustParsePrefix(subnet)}}}))
 	harness.Must(t, err)
 	testcontainers.CleanupNetwork(t, net)
