@@ -31,7 +31,7 @@ func TestPolicyNames(t *testing.T) {
 	seen := map[string]string{}
 	for _, mount := range []string{"sealed", "a/sealed", "a-sealed", "a_sealed", "a/b/sealed", "a/b-sealed", "a-b/sealed", "sealed-agent", "sealed/agent"} {
 		all, err := RenderPolicies(mount)
-		if err != nil || len(all) != 8 {
+		if err != nil || len(all) != 9 {
 			t.Fatalf("%s: %d policies, %v", mount, len(all), err)
 		}
 		for name, text := range all {
