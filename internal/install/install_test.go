@@ -39,7 +39,7 @@ func TestPolicyNames(t *testing.T) {
 				t.Errorf("%s is a policy of %s and %s", name, other, mount)
 			}
 			seen[name] = mount
-			if !strings.HasPrefix(text, mark(mount)) || strings.Contains(text, "{{") {
+			if !strings.HasPrefix(text, mark(mount)) || strings.Contains(strings.ReplaceAll(text, "{{identity.entity.id}}", "Vault's own"), "{{") {
 				t.Errorf("%s: %s", name, text)
 			}
 		}
