@@ -336,13 +336,20 @@ func asUID(t *testing.T, uid int, f func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread()
 		const keep = ^uintptr(0)
 		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, keep, uintptr(uid), keep); errno != 0 {
 			t.Errorf("changing uid: %v", errno)
 			return
 		}
 		f()
+		// The thread must not end: a sandbox that it started would die with it
+		// (--die-with-parent is about the thread).
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, keep, 0, keep); errno != 0 {
+			t.Errorf("changing uid back: %v", errno)
+			return
+		}
+		runtime.UnlockOSThread()
 	}()
 	<-done
 }
