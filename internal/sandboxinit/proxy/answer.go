@@ -2,7 +2,9 @@ package proxy
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"fmt"
 	"io"
 	"mime"
 	"net/http"
@@ -30,7 +32,7 @@ func (p *Proxy) answer(w http.ResponseWriter, resp *http.Response, body io.Reade
 	w.WriteHeader(resp.StatusCode)
 	out := p.scrubber(w)
 	defer func() { p.cfg.Redacted(out.Counts()) }()
-	if err := p.stream(w, out, body, framingOf(resp.Header.Get("Content-Type")), cut); err != nil {
+	if err := p.stream(resp.Request.Context(), w, out, body, framingOf(resp.Header.Get("Content-Type")), cut); err != nil {
 		// A cut stream must not look like a complete one. What is held back may
 		// be half a value: it is dropped.
 		panic(http.ErrAbortHandler)
@@ -47,7 +49,7 @@ func (p *Proxy) scrubber(w io.Writer) *redact.Writer {
 // stream copies the body through the redactor. An error means that not all of
 // it was passed on: the upstream or the redactor has failed, the value was
 // revoked, or the agent no longer reads.
-func (p *Proxy) stream(w http.ResponseWriter, out *redact.Writer, body io.Reader, f framing, cut func()) error {
+func (p *Proxy) stream(ctx context.Context, w http.ResponseWriter, out *redact.Writer, body io.Reader, f framing, cut func()) error {
 	flush := http.NewResponseController(w)
 	idle := time.AfterFunc(p.idle, cut)
 	defer idle.Stop()
@@ -60,6 +62,11 @@ func (p *Proxy) stream(w http.ResponseWriter, out *redact.Writer, body io.Reader
 				return err
 			}
 			_ = flush.Flush()
+		}
+		// An upstream that sees the connection close may still end its answer
+		// properly, and that end may still arrive.
+		if errors.Is(err, io.EOF) && ctx.Err() != nil {
+			return fmt.Errorf("reading the answer: %w", ctx.Err())
 		}
 		if errors.Is(err, io.EOF) {
 			return out.Close()

@@ -147,11 +147,12 @@ func TestPauseIsCut(t *testing.T) {
 	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
 	_, _ = io.WriteString(conn, "GET /b/API_KEY/v1/x HTTP/1.1\r\nHost: "+r.addr+"\r\n"+auth+"\r\n")
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	var body []byte
 	if err == nil {
-		_, err = io.ReadAll(resp.Body)
+		body, err = io.ReadAll(resp.Body)
 	}
 	if err == nil {
-		t.Error("the stream ended as if it were complete")
+		t.Errorf("the stream ended as if it were complete: %d %v %q", resp.StatusCode, resp.Header, body)
 	}
 	<-gone
 }
