@@ -38,7 +38,7 @@ func (r *rig) seenOf(contentType, text string) ([]int, string) {
 	r.t.Helper()
 	w := httptest.NewRecorder()
 	body := &watchedBody{text: text, out: w}
-	if err := r.p.stream(w, r.p.scrubber(w), body, framingOf(contentType), func() {}); err != nil {
+	if err := r.p.stream(r.t.Context(), w, r.p.scrubber(w), body, framingOf(contentType), func() {}); err != nil {
 		r.t.Fatal(err)
 	}
 	return body.seen, w.Body.String()
