@@ -32,6 +32,10 @@
 // can't be taken back, and is refused after the fact: the child is revoked, what was
 // signed stays signed. The token of a child is kept in memory between Prepare
 // and Mint only; a crash there leaves a token that nobody knows, for an hour.
+//
+// An upstream that dies while it revokes a child may forget the child and keep
+// its leases until they end, an hour at most: afterwards it calls the child unknown, which
+// counts as revoked.
 package vaultdynamic
 
 import (
