@@ -18,6 +18,8 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+
+	"sealed.dev/sealed/test/harness/require"
 )
 
 func zipped(v string) string {
@@ -212,7 +214,7 @@ func TestTree(t *testing.T) {
 // TestTreeGit packs a repository with git itself (B09).
 func TestTreeGit(t *testing.T) {
 	if _, err := exec.LookPath("git"); err != nil {
-		t.Skip("git is not installed")
+		require.Missing(t, "git", "git is not installed")
 	}
 	dir := t.TempDir()
 	git := func(args ...string) {

@@ -152,7 +152,7 @@ func (w *world) enqueueUntilDead(t *testing.T, profile string) map[sealed.RunID]
 	for range 4 {
 		all.Go(func() {
 			for ctx.Err() == nil {
-				q, err := e.Enqueue(ctx, request(t, profile))
+				q, err := e.Enqueue(ctx, harness.Enqueue(t, agentName, profile))
 				if err != nil {
 					return
 				}

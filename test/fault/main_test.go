@@ -14,13 +14,11 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"sealed.dev/sealed/internal/audit"
 	"sealed.dev/sealed/internal/devstack"
 	"sealed.dev/sealed/internal/sealed"
 	"sealed.dev/sealed/internal/supervise"
-	"sealed.dev/sealed/internal/workspace"
 	"sealed.dev/sealed/test/attack/guest"
 	"sealed.dev/sealed/test/harness"
 )
@@ -94,21 +92,9 @@ func (w *world) verify(t *testing.T, pinned []byte) []byte {
 	return head
 }
 
-// request is what every guest enqueues.
-func request(t testing.TB, profile string) sealed.EnqueueRequest {
-	t.Helper()
-	idem, err := sealed.NewULID(time.Now(), nil)
-	harness.Must(t, err)
-	return sealed.EnqueueRequest{
-		IdempotencyKey: idem, Agent: agentName, Mode: sealed.ModeJIT, Profile: sealed.ProfileName(profile),
-		CommandDigest: sealed.CommandDigest([]string{"/bin/true"}), WorkspaceDigest: workspace.EmptyDigest(),
-		Sandbox: sealed.SandboxSpec{Backend: sealed.BackendLocal, Isolation: sealed.IsolationOwnUID, Network: sealed.NetworkNone, WallTime: sealed.Duration(time.Hour)},
-	}
-}
-
 func (w *world) guest(t *testing.T, profile string) *guest.Guest {
 	t.Helper()
-	r := request(t, profile)
+	r := harness.Enqueue(t, agentName, profile)
 	q, err := w.Engine(t, "operator").Enqueue(t.Context(), r)
 	harness.Must(t, err)
 	g, err := w.forge.Arrive(t.Context(), q.Run, agentName)

@@ -23,7 +23,6 @@ import (
 	"time"
 
 	"sealed.dev/sealed/internal/sealed"
-	"sealed.dev/sealed/internal/workspace"
 	"sealed.dev/sealed/test/attack/guest"
 	"sealed.dev/sealed/test/harness"
 	"sealed.dev/sealed/vault-plugin/policies"
@@ -104,7 +103,7 @@ func (w *world) setUp(t *testing.T) {
 		q := w.enqueue(t, profile)
 		g, err := w.forge.Arrive(t.Context(), q.Run, agentName)
 		harness.Must(t, err)
-		harness.Must(t, g.Claim(t.Context(), q.Ticket, guest.Measure(request(t, profile)), nil))
+		harness.Must(t, g.Claim(t.Context(), q.Ticket, guest.Measure(harness.Enqueue(t, agentName, profile)), nil))
 		w.guests = append(w.guests, g)
 	}
 	w.roles = append(w.roles,
@@ -174,20 +173,9 @@ func (w *world) approval(t *testing.T) string {
 	return ""
 }
 
-func request(t testing.TB, profile string) sealed.EnqueueRequest {
-	t.Helper()
-	idem, err := sealed.NewULID(time.Now(), nil)
-	harness.Must(t, err)
-	return sealed.EnqueueRequest{
-		IdempotencyKey: idem, Agent: agentName, Mode: sealed.ModeJIT, Profile: sealed.ProfileName(profile),
-		CommandDigest: sealed.CommandDigest([]string{"/bin/true"}), WorkspaceDigest: workspace.EmptyDigest(),
-		Sandbox: sealed.SandboxSpec{Backend: sealed.BackendLocal, Isolation: sealed.IsolationOwnUID, Network: sealed.NetworkNone, WallTime: sealed.Duration(time.Hour)},
-	}
-}
-
 func (w *world) enqueue(t *testing.T, profile string) sealed.Enqueued {
 	t.Helper()
-	q, err := w.Engine(t, "operator").Enqueue(t.Context(), request(t, profile))
+	q, err := w.Engine(t, "operator").Enqueue(t.Context(), harness.Enqueue(t, agentName, profile))
 	harness.Must(t, err)
 	return q
 }

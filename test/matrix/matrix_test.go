@@ -309,7 +309,7 @@ func (w *world) about(t *testing.T, r role, op struct{ name, method, query strin
 // run. A revocation needs no entity: it can only stop.
 func TestF01RootWithoutEntity(t *testing.T) {
 	w := get(t)
-	spec, err := json.Marshal(request(t, "matrix/p1"))
+	spec, err := json.Marshal(harness.Enqueue(t, agentName, "matrix/p1"))
 	harness.Must(t, err)
 	id := w.pending
 	view, err := w.Engine(t, "operator").Approval(t.Context(), sealed.ApprovalID(id))
@@ -339,7 +339,7 @@ func TestF23Names(t *testing.T) {
 	profile := w.profile(t, map[sealed.KeyName]sealed.KeySpec{"KEY": w.key(t, agentName), "OTHER": w.key(t, "codex")})
 	var guests []*guest.Guest
 	for range 2 {
-		r := request(t, profile)
+		r := harness.Enqueue(t, agentName, profile)
 		q, err := w.Engine(t, "operator").Enqueue(ctx, r)
 		harness.Must(t, err)
 		g, err := w.forge.Arrive(ctx, q.Run, agentName)

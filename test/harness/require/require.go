@@ -3,7 +3,7 @@
 // environment variable SEALED_REQUIRE, a list with commas, names what is
 // missing. CI names everything, so nothing is skipped there unnoticed.
 //
-// The names are vault, spire, bwrap, claude, opa, root, userns, pty and docker.
+// The names are vault, spire, bwrap, claude, opa, root, userns, pty, docker and git.
 package require
 
 import (
