@@ -1,11 +1,13 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"sealed.dev/sealed/internal/sealed"
@@ -67,16 +69,19 @@ func (r *Registration) Claimed() error {
 // Close drops the descriptor.
 func (r *Registration) Close() error { return r.conn.Close() }
 
-// ask sends one line and reads one, until ctx ends.
+// ask sends one line and reads one, until ctx ends. An attestor that refuses a
+// launcher answers and hangs up before it has read anything, so a line that
+// could not be sent whole does not mean that no answer waits.
 func ask(ctx context.Context, conn net.Conn, line any) (Answer, error) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if err := WriteLine(conn, line); err != nil {
-		return Answer{}, fmt.Errorf("%w: %w", sealed.ErrUnavailable, err)
+	sent := WriteLine(conn, line)
+	if sent != nil && !errors.Is(sent, syscall.EPIPE) {
+		return Answer{}, fmt.Errorf("%w: %w", sealed.ErrUnavailable, sent)
 	}
 	b, err := ReadLine(conn)
 	if err != nil {
-		return Answer{}, fmt.Errorf("%w: %w", sealed.ErrUnavailable, err)
+		return Answer{}, fmt.Errorf("%w: %w", sealed.ErrUnavailable, cmp.Or(sent, err))
 	}
 	var ans Answer
 	if err := decode(b, &ans); err != nil {

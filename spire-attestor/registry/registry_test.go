@@ -161,4 +161,34 @@ func TestRegister(t *testing.T) {
 			t.Errorf("Claimed on a closed connection = %v, want ErrUnavailable", err)
 		}
 	})
+	t.Run("refused and hung up before the line was sent", func(t *testing.T) {
+		socket := filepath.Join(t.TempDir(), "r.sock")
+		l, err := net.Listen("unix", socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		gone := make(chan struct{})
+		go func() {
+			defer close(gone)
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer conn.Close()
+			if _, err := registry.ReadLine(conn); err != nil {
+				return
+			}
+			_, _ = io.WriteString(conn, ok+`{"ok":false,"error":"launcher_refused"}`+"\n")
+		}()
+		r, err := registry.Register(t.Context(), socket, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		<-gone
+		if err := r.Claimed(); !errors.Is(err, sealed.ErrDenied) {
+			t.Errorf("Claimed = %v, want the refusal that was sent", err)
+		}
+	})
 }
