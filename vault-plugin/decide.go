@@ -169,7 +169,7 @@ func sameQuestion(b1, b2 Bundle, e1, e2 *effective) bool {
 // enqueue: a later login of the same alias overwrites them in Vault.
 //
 // "Now" is at most lookupGood ago. That is for decisions about a run, which the
-// requester is not calling; whoever calls or votes is looked up anew each time.
+// requester is not calling; a person who calls or votes is looked up anew each time.
 func (b *backend) requesterNow(ctx context.Context, s logical.Storage, r runRow, look *lookup) (sealed.Requester, error) {
 	if !look.good(b.now()) {
 		look = b.lookUp(ctx, s, r) // the run's lock was waited for
@@ -184,8 +184,8 @@ func (b *backend) requesterNow(ctx context.Context, s logical.Storage, r runRow,
 	return who, nil
 }
 
-// lookupGood is how long Vault's answer about the requester of a run is taken
-// for that of now.
+// lookupGood is how long Vault's answer about the requester or the agent of a run
+// is taken for that of now.
 const lookupGood = time.Second
 
 // A lookup asks who the requester of a run is, beside other work. Calls for

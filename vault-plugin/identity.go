@@ -163,6 +163,28 @@ func (b *backend) agentIdentity(ctx context.Context, req *logical.Request) (spif
 	return alias.Name, alias, nil
 }
 
+// knownAgent is agentIdentity as of at most lookupGood ago, for the calls of a
+// run after its claim: a run makes them close together, and the runs of one agent
+// share an entity. Vault itself refuses a token whose entity is disabled or gone
+// before the engine hears of it, and a run stays bound to the token that claimed
+// it; what may be old is the alias, which only an administrator of identities
+// can change. A no is never remembered.
+func (b *backend) knownAgent(ctx context.Context, req *logical.Request) (spiffeID string, err error) {
+	cfg, err := b.config(ctx, req.Storage)
+	if err != nil {
+		return "", err
+	}
+	now := b.now()
+	if id, ok := b.mem.agent(req.EntityID, cfg, now); ok {
+		return id, nil
+	}
+	spiffeID, _, err = b.agentIdentity(ctx, req)
+	if err == nil {
+		b.mem.knowAgent(req.EntityID, cfg, now, spiffeID)
+	}
+	return spiffeID, err
+}
+
 // actor names the caller in the log: its entity, or for a token without one
 // its display name. It decides nothing.
 func (b *backend) actor(req *logical.Request) string {

@@ -114,6 +114,7 @@ func TestDisabledCaller(t *testing.T) {
 		w.sys.mu.Lock()
 		defer w.sys.mu.Unlock()
 		w.sys.entities["agent-1"] = &logical.Entity{ID: "agent-1", Disabled: true, Aliases: w.sys.entities["agent-1"].Aliases}
+		w.clock.add(lookupGood)
 		return w, g
 	}
 	w, g := setup()
@@ -201,6 +202,33 @@ func TestRequesterOfASecondAgo(t *testing.T) {
 	w.sys.person("op", nil, "interns")
 	w.clock.add(lookupGood)
 	_, _, err := g.creds("LOW", idem(3))
+	wantCode(t, err, 403)
+}
+
+// TestAgentOfASecondAgo: an alias that was taken away ends the calls of its runs
+// within lookupGood, another configuration at once, and a no is not remembered.
+func TestAgentOfASecondAgo(t *testing.T) {
+	w := newWorld(t)
+	g := w.claimed(idem(1))
+	was := w.sys.entities["agent-1"]
+	alias := func(e *logical.Entity) {
+		w.sys.mu.Lock()
+		defer w.sys.mu.Unlock()
+		w.sys.entities["agent-1"] = e
+	}
+	alias(&logical.Entity{ID: "agent-1"})
+	if _, _, err := g.creds("LOW", idem(2)); err != nil {
+		t.Fatalf("within lookupGood of the claim: %v", err)
+	}
+	w.clock.add(lookupGood)
+	_, _, err := g.creds("LOW", idem(3))
+	wantCode(t, err, 403)
+	alias(was)
+	if _, _, err := g.creds("LOW", idem(4)); err != nil {
+		t.Fatalf("the no was remembered: %v", err)
+	}
+	w.must("op", "config", map[string]any{"agent_accessor": "another"})
+	_, _, err = g.creds("LOW", idem(5))
 	wantCode(t, err, 403)
 }
 

@@ -64,8 +64,21 @@ type parcel struct {
 	version    int           // at the source; 0: it does not say
 }
 
+// An envelope is a sealer that is being made while the value is asked for: most
+// of the work of sealing needs no value.
+type envelope func() (*secret.Sealer, error)
+
+func envelopeFor(r runRow, g grantRow) envelope {
+	var s *secret.Sealer
+	made := beside(func() (err error) {
+		s, err = secret.NewSealer(r.Claim.HPKEKey, secret.Context{Run: string(g.Run), Grant: string(g.ID), Key: string(g.Key)})
+		return err
+	})
+	return func() (*secret.Sealer, error) { err := made(); return s, err }
+}
+
 // parcelOf seals what was minted, and destroys it.
-func parcelOf(r runRow, g grantRow, m Minted) (p parcel, err error) {
+func parcelOf(g grantRow, m Minted, into envelope) (p parcel, err error) {
 	if m.Value == nil {
 		return p, errors.New("the source gave no value")
 	}
@@ -79,7 +92,11 @@ func parcelOf(r runRow, g grantRow, m Minted) (p parcel, err error) {
 		return p, err
 	}
 	p.ttl, p.max, p.version = m.TTL, m.Max, m.Version
-	p.ciphertext, err = secret.Seal(r.Claim.HPKEKey, secret.Context{Run: string(g.Run), Grant: string(g.ID), Key: string(g.Key)}, m.Value)
+	s, err := into()
+	if err != nil {
+		return p, err
+	}
+	p.ciphertext, err = s.Seal(m.Value)
 	return p, err
 }
 
@@ -107,6 +124,7 @@ func (b *backend) readAhead(ctx context.Context, s logical.Storage, r runRow, g 
 	ahead := &reading{done: make(chan struct{})}
 	go func() {
 		defer close(ahead.done)
+		into := envelopeFor(r, g)
 		limited, cancel := context.WithTimeout(ctx, sourceLimit)
 		defer cancel()
 		m, err := src.Mint(limited, g.Ref, "")
@@ -114,7 +132,7 @@ func (b *backend) readAhead(ctx context.Context, s logical.Storage, r runRow, g 
 			ahead.err = err
 			return
 		}
-		ahead.p, ahead.err = parcelOf(r, g, m)
+		ahead.p, ahead.err = parcelOf(g, m, into)
 	}()
 	return ahead, nil
 }
@@ -145,6 +163,7 @@ func (b *backend) mint(ctx context.Context, s logical.Storage, in intent) (grant
 			return g, parcel{}, err
 		}
 	}
+	into := envelopeFor(in.r, g)
 	minting, cancelMint := context.WithTimeout(ctx, sourceLimit)
 	defer cancelMint()
 	m, err := src.Mint(minting, g.Ref, handle)
@@ -154,7 +173,7 @@ func (b *backend) mint(ctx context.Context, s logical.Storage, in intent) (grant
 	if m.Handle != "" {
 		g.Handle = m.Handle
 	}
-	p, err := parcelOf(in.r, g, m)
+	p, err := parcelOf(g, m, into)
 	return g, p, err
 }
 

@@ -18,6 +18,7 @@ type runMemory struct {
 	windows  map[string]window
 	spent    map[sealed.RunID]bool // has used up its entries in the log
 	looks    map[string]*lookup    // by entity id
+	agents   map[string]agentSeen  // by entity id
 	owed     []audit.Event         // about what was stopped without waiting for the log
 
 	off controls
@@ -103,6 +104,31 @@ func (m *runMemory) look(entity string, now time.Time) (l *lookup, found bool) {
 	l = &lookup{at: now, done: make(chan struct{})}
 	m.looks[entity] = l
 	return l, false
+}
+
+// An agentSeen is the SPIFFE ID that an entity had under a configuration.
+type agentSeen struct {
+	kept[string]
+	cfg *engineConfig
+}
+
+// agent returns what knowAgent was told less than lookupGood ago, under the same
+// configuration.
+func (m *runMemory) agent(entity string, cfg *engineConfig, now time.Time) (spiffeID string, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	seen, ok := m.agents[entity]
+	age := now.Sub(seen.at)
+	return seen.value, ok && seen.cfg == cfg && age >= 0 && age < lookupGood
+}
+
+func (m *runMemory) knowAgent(entity string, cfg *engineConfig, at time.Time, spiffeID string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.agents == nil || len(m.agents) >= maxCached {
+		m.agents = make(map[string]agentSeen)
+	}
+	m.agents[entity] = agentSeen{kept[string]{at, spiffeID}, cfg}
 }
 
 // enter marks a grant as being minted by a call of this process, and reports

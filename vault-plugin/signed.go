@@ -41,8 +41,7 @@ func (b *backend) openRunCall(ctx context.Context, req *logical.Request, d *fram
 }
 
 // admit asks Vault who calls, unless checkDocument has found a fault already,
-// and logs a refusal. The entity is looked up anew for each call: one that was
-// disabled gets nothing more.
+// and logs a refusal.
 func (b *backend) admit(ctx context.Context, req *logical.Request, r runRow, states []string, what string) error {
 	if what == "" {
 		var err error
@@ -92,7 +91,7 @@ func (b *backend) checkDocument(req *logical.Request, d *framework.FieldData, r 
 
 // checkCaller checks what only Vault's identity store can tell.
 func (b *backend) checkCaller(ctx context.Context, req *logical.Request, r runRow) (what string, err error) {
-	spiffeID, _, err := b.agentIdentity(ctx, req)
+	spiffeID, err := b.knownAgent(ctx, req)
 	if err != nil && unlessDenied(err) != nil {
 		return "", err
 	}

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
@@ -63,7 +62,7 @@ func (s Side) check() error {
 	if len(s.Body) > MaxBody {
 		return fmt.Errorf("body has %d bytes, at most %d are allowed", len(s.Body), MaxBody)
 	}
-	again, err := normalBody(s.Body)
+	again, _, err := normalBody(s.Body)
 	if err != nil {
 		return err
 	}
@@ -87,15 +86,11 @@ func encodeBody(v any) ([]byte, error) {
 		// The cause may quote what the value holds.
 		return nil, errors.New("encoding body: not a JSON value")
 	}
-	body, err := normalBody(data)
+	body, members, err := normalBody(data)
 	if err != nil {
 		return nil, fmt.Errorf("encoding body: %w", err)
 	}
-	members := map[string]json.RawMessage{}
-	if err := json.Unmarshal(body, &members); err != nil {
-		return nil, errors.New("encoding body: not a JSON object")
-	}
-	if _, ok := members["skew"]; ok {
+	if members["skew"] {
 		return nil, errors.New(`encoding body: the member "skew" is the log's own`)
 	}
 	if len(body)+len(skewMember)+1 > MaxBody {
@@ -113,22 +108,22 @@ func withSkew(body []byte) []byte {
 	return append(out, skewMember+"}"...)
 }
 
-// normalBody returns data, a JSON object, compact and in printable ASCII. It
-// refuses anything else and any object that names a member twice: two readers
-// could take it for two different things.
-func normalBody(data []byte) ([]byte, error) {
+// normalBody returns data, a JSON object, compact and in printable ASCII, and the
+// names of its members. It refuses anything else and any object that names a
+// member twice: two readers could take it for two different things.
+func normalBody(data []byte) (body []byte, members map[string]bool, err error) {
 	var compact bytes.Buffer
 	if err := json.Compact(&compact, data); err != nil {
-		return nil, errors.New("body is not JSON")
+		return nil, nil, errors.New("body is not JSON")
 	}
 	if compact.Bytes()[0] != '{' {
-		return nil, errors.New("body is not a JSON object")
+		return nil, nil, errors.New("body is not a JSON object")
 	}
-	if err := uniqueMembers(compact.Bytes()); err != nil {
-		return nil, err
+	if members, err = uniqueMembers(compact.Bytes()); err != nil {
+		return nil, nil, err
 	}
 	if printable(compact.Bytes()) {
-		return compact.Bytes(), nil
+		return compact.Bytes(), members, nil
 	}
 	// In valid JSON a byte outside printable ASCII can only be part of a string.
 	var out bytes.Buffer
@@ -145,7 +140,7 @@ func normalBody(data []byte) ([]byte, error) {
 			fmt.Fprintf(&out, `\u%04x`, r)
 		}
 	}
-	return out.Bytes(), nil
+	return out.Bytes(), members, nil
 }
 
 // printable reports whether data is printable ASCII. Valid JSON has nothing below
@@ -159,53 +154,64 @@ func printable(data []byte) bool {
 	return true
 }
 
-// uniqueMembers refuses JSON in which an object, at any depth, has two members of
-// one name.
-func uniqueMembers(data []byte) error {
-	type level struct {
-		names map[string]bool // nil in an array
-		value bool            // in an object: the next token is a value
-	}
-	var stack []*level
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.UseNumber()
-	for {
-		tok, err := dec.Token()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return errors.New("body is not JSON")
-		}
-		var top *level
-		if len(stack) > 0 {
-			top = stack[len(stack)-1]
-		}
-		if name, ok := tok.(string); ok && top != nil && top.names != nil && !top.value {
-			if top.names[name] {
-				return errors.New("body names a member twice")
+// uniqueMembers refuses an object in which an object, at any depth, has two
+// members of one name. It returns the names of the outermost. data is valid,
+// compact JSON, so what stands between two quotes and before a colon is a name.
+func uniqueMembers(data []byte) (outermost map[string]bool, err error) {
+	var stack []map[string]bool // of names; nil for an array
+	for i := 0; i < len(data); {
+		switch data[i] {
+		case '{':
+			names := map[string]bool{}
+			if stack = append(stack, names); len(stack) == 1 {
+				outermost = names
 			}
-			top.names[name], top.value = true, true
-			continue
-		}
-		switch tok {
-		case json.Delim('{'):
-			stack = append(stack, &level{names: map[string]bool{}})
-			continue
-		case json.Delim('['):
-			stack = append(stack, &level{})
-			continue
-		case json.Delim('}'), json.Delim(']'):
+		case '[':
+			stack = append(stack, nil)
+		case '}', ']':
 			stack = stack[:len(stack)-1]
-			top = nil
-			if len(stack) > 0 {
-				top = stack[len(stack)-1]
+		case '"':
+			end := stringEnd(data, i)
+			if end < len(data) && data[end] == ':' {
+				name, err := memberName(data[i:end])
+				if err != nil {
+					return nil, err
+				}
+				names := stack[len(stack)-1]
+				if names[name] {
+					return nil, errors.New("body names a member twice")
+				}
+				names[name] = true
 			}
+			i = end
+			continue
 		}
-		if top != nil {
-			top.value = false
+		i++
+	}
+	return outermost, nil
+}
+
+// stringEnd returns the index after the string of valid JSON that begins at i.
+func stringEnd(data []byte, i int) int {
+	for i++; data[i] != '"'; i++ {
+		if data[i] == '\\' {
+			i++
 		}
 	}
+	return i + 1
+}
+
+// memberName decodes a member's name, quotes included: two spellings of a name
+// are one name.
+func memberName(quoted []byte) (string, error) {
+	if plain := quoted[1 : len(quoted)-1]; bytes.IndexByte(plain, '\\') < 0 && utf8.Valid(plain) {
+		return string(plain), nil
+	}
+	var name string
+	if err := json.Unmarshal(quoted, &name); err != nil {
+		return "", errors.New("body is not JSON")
+	}
+	return name, nil
 }
 
 // canonicalJSON decodes data into v and refuses data that differs from the

@@ -3,6 +3,7 @@ package audit
 import (
 	"bytes"
 	"crypto/ed25519"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -57,21 +58,59 @@ func FuzzSide(f *testing.F) {
 
 func FuzzBody(f *testing.F) {
 	f.Add([]byte(`{"a":"\u00e9é","b":[{"c":null}]}`))
-	f.Add([]byte(`{"a":1,"a":2}`))
+	for _, seed := range []string{
+		`{"a":1,"a":2}`, `{"a":{"b":1,"b":2}}`, `{"a":[{"b":1},{"b":2}],"b":"a"}`, `{"a":"x\":","\u0061":1}`, `{"a\\":1,"a":"\\"}`, `[{"a":1,"a":2}]`, `{"skew":true}`,
+		"{\"\xff\":1,\"\xfe\":2}",
+	} {
+		f.Add([]byte(seed))
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		body, err := normalBody(data)
+		body, members, err := normalBody(data)
+		if json.Valid(data) && bytes.HasPrefix(bytes.TrimLeft(data, " \t\r\n"), []byte("{")) && (err == nil) != membersAreUnique(data) {
+			t.Errorf("%q: %v", data, err)
+		}
 		if err != nil {
 			return
+		}
+		want := map[string]json.RawMessage{}
+		if err := json.Unmarshal(data, &want); err != nil || !slices.Equal(slices.Sorted(maps.Keys(members)), slices.Sorted(maps.Keys(want))) {
+			t.Errorf("%q has the members %v: %v", data, members, err)
 		}
 		for _, c := range body {
 			if c < 0x20 || c > 0x7e {
 				t.Errorf("byte %#x in %q", c, body)
 			}
 		}
-		if again, err := normalBody(body); err != nil || !bytes.Equal(again, body) {
+		if again, _, err := normalBody(body); err != nil || !bytes.Equal(again, body) {
 			t.Errorf("%q became %q: %v", body, again, err)
 		}
 	})
+}
+
+// membersAreUnique asks the decoder of the standard library, slowly.
+func membersAreUnique(data []byte) bool {
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.UseNumber()
+	unique := true
+	var value func()
+	value = func() {
+		opened, _ := dec.Token()
+		if _, nested := opened.(json.Delim); !nested {
+			return
+		}
+		names := map[json.Token]bool{}
+		for dec.More() {
+			if opened == json.Delim('{') {
+				name, _ := dec.Token()
+				unique = unique && !names[name]
+				names[name] = true
+			}
+			value()
+		}
+		_, _ = dec.Token()
+	}
+	value()
+	return unique
 }
 
 func FuzzTilePath(f *testing.F) {

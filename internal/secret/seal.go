@@ -60,16 +60,45 @@ func parsePublic(s string) (hpke.PublicKey, error) {
 
 // Seal encrypts v to a public key (base64 std). The result is base64 std.
 func Seal(public string, c Context, v *Value) (string, error) {
-	pk, err := parsePublic(public)
+	s, err := NewSealer(public, c)
 	if err != nil {
 		return "", err
 	}
-	var out []byte
-	err = v.Reveal(func(b []byte) error {
-		out, err = hpke.Seal(pk, hpke.HKDFSHA256(), hpke.AES256GCM(), c.info(), b)
-		return err
-	})
+	return s.Seal(v)
+}
+
+// A Sealer is ready to encrypt one value. Making one is most of the work, and
+// needs no value. It is for one goroutine, and for one call of Seal.
+type Sealer struct {
+	encapsulated []byte
+	sender       *hpke.Sender
+}
+
+// NewSealer prepares Seal.
+func NewSealer(public string, c Context) (*Sealer, error) {
+	pk, err := parsePublic(public)
 	if err != nil {
+		return nil, err
+	}
+	encapsulated, sender, err := hpke.NewSender(pk, hpke.HKDFSHA256(), hpke.AES256GCM(), c.info())
+	if err != nil {
+		return nil, fmt.Errorf("sealing value: %w", err)
+	}
+	return &Sealer{encapsulated, sender}, nil
+}
+
+// Seal encrypts v. The result is base64 std. A second call is an error.
+func (s *Sealer) Seal(v *Value) (string, error) {
+	sender := s.sender
+	if s.sender = nil; sender == nil {
+		return "", errors.New("sealing value: the sealer is used up")
+	}
+	var out []byte
+	if err := v.Reveal(func(b []byte) error {
+		sealed, err := sender.Seal(nil, b)
+		out = append(s.encapsulated, sealed...)
+		return err
+	}); err != nil {
 		return "", fmt.Errorf("sealing value: %w", err)
 	}
 	return base64.StdEncoding.EncodeToString(out), nil

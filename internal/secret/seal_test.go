@@ -55,6 +55,23 @@ func TestSealRoundTrip(t *testing.T) {
 	}
 }
 
+func TestSealerSealsOnce(t *testing.T) {
+	key, err := GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := NewSealer(key.Public(), Context{Run: "r", Grant: "g", Key: "K"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Seal(New([]byte("first"))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Seal(New([]byte("second"))); err == nil {
+		t.Error("a second value was sealed")
+	}
+}
+
 func TestCiphertextHidesValue(t *testing.T) {
 	k := newKey(t)
 	forms := func(ct string) bool {
