@@ -27,6 +27,7 @@ type grantIndex struct {
 	noted     map[string]bool // ids noted before loaded
 	runs      map[sealed.RunID]*liveRun
 	approvals map[sealed.ApprovalID]approvalRow
+	asking    map[sealed.RunID]map[sealed.ApprovalID]bool // which of them are about a run
 }
 
 // liveRun is a run with its grants. changed is closed at its next change of state.
@@ -48,6 +49,7 @@ func newGrantIndex() *grantIndex {
 		noted:     make(map[string]bool),
 		runs:      make(map[sealed.RunID]*liveRun),
 		approvals: make(map[sealed.ApprovalID]approvalRow),
+		asking:    make(map[sealed.RunID]map[sealed.ApprovalID]bool),
 	}
 }
 
@@ -163,7 +165,7 @@ func (x *grantIndex) loadApprovals(ctx context.Context, s logical.Storage) error
 			return err
 		}
 		if a.ID != "" {
-			x.ifNotNoted(id, func() { x.approvals[a.ID] = a })
+			x.ifNotNoted(id, func() { x.putApproval(a) })
 		}
 	}
 	return nil
@@ -202,6 +204,16 @@ func (x *grantIndex) putGrant(g grantRow) {
 	l.asked[askedFor{g.Key, g.Idempotency}] = g.ID
 }
 
+func (x *grantIndex) putApproval(a approvalRow) {
+	x.approvals[a.ID] = a
+	of := x.asking[a.object.Run]
+	if of == nil {
+		of = make(map[sealed.ApprovalID]bool)
+		x.asking[a.object.Run] = of
+	}
+	of[a.ID] = true
+}
+
 // liveRun returns the entry of a run, made when it is new. A grant may be
 // noted before its run was read.
 func (x *grantIndex) liveRun(id sealed.RunID) *liveRun {
@@ -234,11 +246,17 @@ func (x *grantIndex) dropGrant(g grantRow) {
 }
 
 func (x *grantIndex) setApproval(a approvalRow) {
-	x.noting(string(a.ID), func() { x.approvals[a.ID] = a })
+	x.noting(string(a.ID), func() { x.putApproval(a) })
 }
 
 func (x *grantIndex) dropApproval(id sealed.ApprovalID) {
-	x.noting(string(id), func() { delete(x.approvals, id) })
+	x.noting(string(id), func() {
+		run := x.approvals[id].object.Run
+		delete(x.approvals, id)
+		if delete(x.asking[run], id); len(x.asking[run]) == 0 {
+			delete(x.asking, run)
+		}
+	})
 }
 
 func (x *grantIndex) run(id sealed.RunID) (runRow, bool) {
@@ -317,9 +335,16 @@ func (x *grantIndex) grants(run sealed.RunID) []grantRow {
 
 // approvalsOf returns the live approvals of a run, newest first; key "" means all.
 func (x *grantIndex) approvalsOf(run sealed.RunID, key sealed.KeyName) []approvalRow {
-	return x.listApprovals(func(a approvalRow) bool {
-		return a.object.Run == run && (key == "" || a.object.Key == key)
-	})
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var out []approvalRow
+	for id := range x.asking[run] {
+		if a := x.approvals[id]; key == "" || a.object.Key == key {
+			out = append(out, a)
+		}
+	}
+	newestFirst(out)
+	return out
 }
 
 // listApprovals returns the live approvals that match, newest first. match is
@@ -329,8 +354,12 @@ func (x *grantIndex) listApprovals(match func(approvalRow) bool) []approvalRow {
 	out := slices.Collect(maps.Values(x.approvals))
 	x.mu.Unlock()
 	out = slices.DeleteFunc(out, func(a approvalRow) bool { return !match(a) })
-	slices.SortFunc(out, func(a, b approvalRow) int { return strings.Compare(string(b.ID), string(a.ID)) })
+	newestFirst(out)
 	return out
+}
+
+func newestFirst(as []approvalRow) {
+	slices.SortFunc(as, func(a, b approvalRow) int { return strings.Compare(string(b.ID), string(a.ID)) })
 }
 
 func (x *grantIndex) approval(id sealed.ApprovalID) (approvalRow, bool) {

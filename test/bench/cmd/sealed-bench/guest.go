@@ -58,6 +58,8 @@ type answer struct {
 		Token string `json:"client_token"`
 	} `json:"auth"`
 	Errors []string `json:"errors"`
+
+	took time.Duration // from the request to the answer
 }
 
 func (d *door) call(ctx context.Context, method, path string, body any) (answer, error) {
@@ -76,6 +78,7 @@ func (d *door) call(ctx context.Context, method, path string, body any) (answer,
 	}
 	req.Header.Set("X-Vault-Request", "true")
 	req.Header.Set("X-Vault-Token", d.token)
+	start := time.Now()
 	resp, err := d.client.Do(req)
 	if err != nil {
 		return a, fmt.Errorf("calling %s: %w", path, err)
@@ -91,6 +94,7 @@ func (d *door) call(ctx context.Context, method, path string, body any) (answer,
 	if resp.StatusCode >= 300 {
 		return a, fmt.Errorf("calling %s: status %d: %s", path, resp.StatusCode, strings.Join(a.Errors, "; "))
 	}
+	a.took = time.Since(start)
 	return a, nil
 }
 
@@ -166,6 +170,7 @@ func (g *guest) send(ctx context.Context, path string, doc any) (answer, error) 
 type credential struct {
 	answer sealed.CredsAnswer
 	lease  string
+	took   time.Duration // of the call, without what the guest did before and after
 }
 
 // ask asks for a new grant.
@@ -184,7 +189,7 @@ func (g *guest) creds(ctx context.Context) (credential, error) {
 	if err != nil {
 		return credential{}, err
 	}
-	c := credential{lease: r.LeaseID}
+	c := credential{lease: r.LeaseID, took: r.took}
 	if err := g.open(r, &c.answer); err != nil {
 		return c, err
 	}
