@@ -85,7 +85,7 @@ func (b *backend) issuePath(ctx context.Context, req *logical.Request, d *framew
 //
 //go:noinline
 func deepen(i int) byte {
-	var room [48 << 10]byte
+	var room [100 << 10]byte
 	return room[i%len(room)]
 }
 

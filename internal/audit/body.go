@@ -10,6 +10,8 @@ import (
 	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
+
+	"sealed.dev/sealed/internal/sealed"
 )
 
 const (
@@ -119,8 +121,8 @@ func normalBody(data []byte) (body []byte, members map[string]bool, err error) {
 	if compact.Bytes()[0] != '{' {
 		return nil, nil, errors.New("body is not a JSON object")
 	}
-	if members, err = uniqueMembers(compact.Bytes()); err != nil {
-		return nil, nil, err
+	if members, err = sealed.Members(compact.Bytes()); err != nil {
+		return nil, nil, errors.New("body names a member twice")
 	}
 	if printable(compact.Bytes()) {
 		return compact.Bytes(), members, nil
@@ -152,66 +154,6 @@ func printable(data []byte) bool {
 		}
 	}
 	return true
-}
-
-// uniqueMembers refuses an object in which an object, at any depth, has two
-// members of one name. It returns the names of the outermost. data is valid,
-// compact JSON, so what stands between two quotes and before a colon is a name.
-func uniqueMembers(data []byte) (outermost map[string]bool, err error) {
-	var stack []map[string]bool // of names; nil for an array
-	for i := 0; i < len(data); {
-		switch data[i] {
-		case '{':
-			names := map[string]bool{}
-			if stack = append(stack, names); len(stack) == 1 {
-				outermost = names
-			}
-		case '[':
-			stack = append(stack, nil)
-		case '}', ']':
-			stack = stack[:len(stack)-1]
-		case '"':
-			end := stringEnd(data, i)
-			if end < len(data) && data[end] == ':' {
-				name, err := memberName(data[i:end])
-				if err != nil {
-					return nil, err
-				}
-				names := stack[len(stack)-1]
-				if names[name] {
-					return nil, errors.New("body names a member twice")
-				}
-				names[name] = true
-			}
-			i = end
-			continue
-		}
-		i++
-	}
-	return outermost, nil
-}
-
-// stringEnd returns the index after the string of valid JSON that begins at i.
-func stringEnd(data []byte, i int) int {
-	for i++; data[i] != '"'; i++ {
-		if data[i] == '\\' {
-			i++
-		}
-	}
-	return i + 1
-}
-
-// memberName decodes a member's name, quotes included: two spellings of a name
-// are one name.
-func memberName(quoted []byte) (string, error) {
-	if plain := quoted[1 : len(quoted)-1]; bytes.IndexByte(plain, '\\') < 0 && utf8.Valid(plain) {
-		return string(plain), nil
-	}
-	var name string
-	if err := json.Unmarshal(quoted, &name); err != nil {
-		return "", errors.New("body is not JSON")
-	}
-	return name, nil
 }
 
 // canonicalJSON decodes data into v and refuses data that differs from the

@@ -34,62 +34,136 @@ func Decode(data []byte, limit int, v any) error {
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return fmt.Errorf("decoding document: data after the end: %w", ErrInvalid)
 	}
-	walk := reading{dec: json.NewDecoder(bytes.NewReader(data)), members: map[reflect.Type]map[string]reflect.Type{}}
-	walk.dec.UseNumber()
+	walk := reading{data: data, members: map[reflect.Type]map[string]reflect.Type{}}
 	return walk.value(reflect.TypeOf(v))
 }
 
-// A reading walks over a document that was decoded already, and refuses what
-// encoding/json lets pass: a member named twice (it takes the last, others the
-// first) and a field in another case (it folds them, others don't). The
+// Members returns the names of the members of data, a JSON object. It is a
+// FieldError when an object in it, at any depth, names a member twice: two
+// readers could take it for two different things.
+func Members(data []byte) (map[string]bool, error) {
+	if !json.Valid(data) {
+		return nil, fmt.Errorf("decoding document: malformed JSON: %w", ErrInvalid)
+	}
+	walk := reading{data: data}
+	if walk.next() != '{' {
+		return nil, fmt.Errorf("decoding document: not an object: %w", ErrInvalid)
+	}
+	err := walk.value(nil)
+	return walk.outermost, err
+}
+
+// A reading walks over a document that is known to be valid JSON, and refuses
+// what encoding/json lets pass: a member named twice (it takes the last, others
+// the first) and a field in another case (it folds them, others don't). The
 // decoding before has bounded the depth.
 type reading struct {
-	dec     *json.Decoder
-	members map[reflect.Type]map[string]reflect.Type // of each struct met so far
+	data      []byte
+	at        int
+	members   map[reflect.Type]map[string]reflect.Type // of each struct met so far
+	outermost map[string]bool                          // the names in the first object
 }
 
 // value reads one value that was decoded into a t. In a map, and where t is
 // nil because the shape is not ours, any member may be and case is data.
-func (r reading) value(t reflect.Type) error {
-	tok, err := r.dec.Token()
-	if err != nil {
-		return decodeErr(err)
-	}
-	if _, ok := tok.(json.Delim); !ok {
-		return nil
-	}
-	elem, known := r.shape(t)
-	var seen map[string]bool
-	if tok == json.Delim('{') {
-		seen = map[string]bool{}
-	}
-	for r.dec.More() {
-		if seen != nil {
-			if tok, err = r.dec.Token(); err != nil {
-				return decodeErr(err)
+func (r *reading) value(t reflect.Type) error {
+	switch r.next() {
+	case '{':
+		return r.object(t)
+	case '[':
+		elem, _ := r.shape(t)
+		for r.at++; r.next() != ']'; {
+			if r.data[r.at] == ',' {
+				r.at++
 			}
-			name, _ := tok.(string)
-			if seen[name] {
-				return fieldErr(name, "named twice")
-			}
-			seen[name] = true
-			if known != nil {
-				if elem = known[name]; elem == nil {
-					return fieldErr(name, "unknown field (case counts)")
-				}
+			if err := r.value(elem); err != nil {
+				return err
 			}
 		}
+		r.at++
+	case '"':
+		r.quoted()
+	default: // a number or a word
+		for r.at < len(r.data) && strings.IndexByte(",]} \t\r\n", r.data[r.at]) < 0 {
+			r.at++
+		}
+	}
+	return nil
+}
+
+func (r *reading) object(t reflect.Type) error {
+	elem, known := r.shape(t)
+	seen := map[string]bool{}
+	if r.outermost == nil {
+		r.outermost = seen
+	}
+	for r.at++; r.next() != '}'; {
+		if r.data[r.at] == ',' {
+			r.at++
+		}
+		r.next()
+		name, err := memberName(r.quoted())
+		if err != nil {
+			return err
+		}
+		if seen[name] {
+			return fieldErr(name, "named twice")
+		}
+		seen[name] = true
+		if known != nil {
+			if elem = known[name]; elem == nil {
+				return fieldErr(name, "unknown field (case counts)")
+			}
+		}
+		r.next()
+		r.at++ // the colon
 		if err := r.value(elem); err != nil {
 			return err
 		}
 	}
-	_, err = r.dec.Token()
-	return err
+	r.at++
+	return nil
+}
+
+// next goes on to the next byte that is not space, and returns it.
+func (r *reading) next() byte {
+	for ; r.at < len(r.data); r.at++ {
+		switch c := r.data[r.at]; c {
+		case ' ', '\t', '\r', '\n':
+		default:
+			return c
+		}
+	}
+	return 0
+}
+
+// quoted reads a string, and returns it with its quotes.
+func (r *reading) quoted() []byte {
+	start := r.at
+	for r.at++; r.data[r.at] != '"'; r.at++ {
+		if r.data[r.at] == '\\' {
+			r.at++
+		}
+	}
+	r.at++
+	return r.data[start:r.at]
+}
+
+// memberName decodes a member's name: two spellings of a name are one name.
+func memberName(quoted []byte) (string, error) {
+	if plain := quoted[1 : len(quoted)-1]; bytes.IndexByte(plain, '\\') < 0 && utf8.Valid(plain) {
+		return string(plain), nil
+	}
+	var name string
+	if err := json.Unmarshal(quoted, &name); err != nil {
+		return "", decodeErr(err)
+	}
+	return name, nil
 }
 
 // shape returns the members of a struct, or else the type of the elements of
 // a list or map; neither where t decodes itself or is an interface.
-func (r reading) shape(t reflect.Type) (elem reflect.Type, known map[string]reflect.Type) {
+func (r *reading) shape(t reflect.Type) (elem reflect.Type, known map[string]reflect.Type) {
 	for t != nil && t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
