@@ -27,6 +27,7 @@ func (l layout) ca() string                { return l.at("ca.pem") }
 func (l layout) workloadSocket() string    { return l.at("run", "spiffe", "agent.sock") }
 func (l layout) registrySocket() string    { return l.at("run", "registry", "registry.sock") }
 func (l layout) log(process string) string { return l.private("log", process+".log") }
+func (l layout) temporary() string         { return l.private("tmp") }
 func (l layout) vaultAudit() string        { return l.private("log", "vault-audit.json") }
 
 // maxSocketPath is the room in sockaddr_un on Linux, without the final NUL.
@@ -38,7 +39,8 @@ func (l layout) make() error {
 	if !filepath.IsAbs(l.dir) {
 		return fmt.Errorf("making state directory: %q is not absolute: %w", l.dir, sealed.ErrInvalid)
 	}
-	if n := len(l.private("spire", "server.sock")); n > maxSocketPath || len(l.registrySocket()) > maxSocketPath {
+	pluginSocket := filepath.Join(l.temporary(), "plugin4294967295") // as long as they get
+	if max(len(pluginSocket), len(l.private("spire", "server.sock")), len(l.registrySocket())) > maxSocketPath {
 		return fmt.Errorf("making state directory: the path of %s is too long for a Unix socket: %w", l.dir, sealed.ErrInvalid)
 	}
 	if err := os.MkdirAll(filepath.Dir(l.dir), 0o755); err != nil {
@@ -50,7 +52,7 @@ func (l layout) make() error {
 	}{
 		{l.dir, 0o711}, {l.at("bin"), 0o711}, {l.at("run"), 0o711},
 		{l.at("run", "spiffe"), 0o755}, {l.at("run", "registry"), 0o755},
-		{l.private(), 0o700}, {l.private("log"), 0o700}, {l.private("raft"), 0o700},
+		{l.private(), 0o700}, {l.temporary(), 0o700}, {l.private("log"), 0o700}, {l.private("raft"), 0o700},
 		{l.private("plugins"), 0o700}, {l.private("spire"), 0o700}, {l.private("authority"), 0o700},
 	} {
 		if err := os.Mkdir(d.path, d.mode); err != nil && !os.IsExist(err) {

@@ -35,6 +35,7 @@ type command struct {
 	name string
 	argv []string
 	log  string // file that takes stdout and stderr
+	tmp  string // TMPDIR, where plug-ins make their sockets; "": the system's
 	// dieWithParent makes the kernel send SIGTERM when this process ends.
 	dieWithParent bool
 }
@@ -60,6 +61,9 @@ func start(c command) (*started, error) {
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/", "GOTRACEBACK=none"}
+	if c.tmp != "" {
+		cmd.Env = append(cmd.Env, "TMPDIR="+c.tmp)
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if c.dieWithParent {
 		cmd.SysProcAttr.Pdeathsig = syscall.SIGTERM

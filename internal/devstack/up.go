@@ -156,7 +156,7 @@ func (b *bringUp) start(ctx context.Context, name string, argv []string, ready f
 	b.cfg.progress("starting "+name, 0, 0)
 	b.cfg.Log.InfoContext(ctx, "starting", "process", name)
 	log := b.l.log(name)
-	p, err := start(command{name: name, argv: argv, log: log, dieWithParent: b.cfg.DieWithParent})
+	p, err := start(command{name: name, argv: argv, log: log, tmp: b.l.temporary(), dieWithParent: b.cfg.DieWithParent})
 	if err != nil {
 		return err
 	}
