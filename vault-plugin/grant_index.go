@@ -2,6 +2,7 @@ package vaultplugin
 
 import (
 	"context"
+	"encoding/json"
 	"maps"
 	"slices"
 	"strings"
@@ -28,6 +29,7 @@ type grantIndex struct {
 	runs      map[sealed.RunID]*liveRun
 	approvals map[sealed.ApprovalID]approvalRow
 	asking    map[sealed.RunID]map[sealed.ApprovalID]bool // which of them are about a run
+	keys      map[sealed.Digest][]sealed.ManifestKey      // of manifests, by their digest; see lean
 }
 
 // liveRun is a run with its grants. changed is closed at its next change of state.
@@ -50,6 +52,7 @@ func newGrantIndex() *grantIndex {
 		runs:      make(map[sealed.RunID]*liveRun),
 		approvals: make(map[sealed.ApprovalID]approvalRow),
 		asking:    make(map[sealed.RunID]map[sealed.ApprovalID]bool),
+		keys:      make(map[sealed.Digest][]sealed.ManifestKey),
 	}
 }
 
@@ -195,7 +198,38 @@ func (x *grantIndex) putRun(r runRow) {
 		close(l.changed)
 		l.changed = make(chan struct{})
 	}
-	l.row = r
+	l.row = x.lean(r)
+}
+
+// lean returns the row as the index keeps it. Most of a row is its manifest, and
+// most of that are the keys, which are the same for many runs of a profile: the
+// keys are shared, and the text is left out, unless m would give another one
+// (written by another version of the engine).
+func (x *grantIndex) lean(r runRow) runRow {
+	if r.Manifest == "" || r.m == nil {
+		return r
+	}
+	if raw, _, err := sealed.MarshalManifest(*r.m); err != nil || string(raw) != r.Manifest {
+		return r
+	}
+	r.Manifest = ""
+	text, err := json.Marshal(r.m.Keys)
+	if err != nil {
+		return r
+	}
+	digest := sealed.DigestOf(sealed.DomainManifest, text)
+	keys, known := x.keys[digest]
+	if !known {
+		if len(x.keys) >= maxCached {
+			clear(x.keys)
+		}
+		keys = r.m.Keys
+		x.keys[digest] = keys
+	}
+	m := *r.m
+	m.Keys = keys
+	r.m = &m
+	return r
 }
 
 func (x *grantIndex) putGrant(g grantRow) {

@@ -98,6 +98,9 @@ func (b *backend) readRunPath(ctx context.Context, req *logical.Request, d *fram
 	for _, a := range x.approvalsOf(r.ID, "") {
 		approvals[a.ID] = a.state(x, b.now())
 	}
+	if r, err = r.whole(); err != nil {
+		return nil, err
+	}
 	out := map[string]any{"run": string(r.ID), "state": r.State, "manifest": r.Manifest, "manifest_digest": string(r.ManifestDigest)}
 	if r.Claim != nil {
 		out["spiffe_id"], out["isolation"], out["run_key"] = r.Claim.SPIFFEID, r.Claim.Isolation, r.Claim.RunKey

@@ -27,7 +27,7 @@ const (
 // before it is changed, and only saveRun makes a change visible.
 type runRow struct {
 	ID             sealed.RunID   `json:"id"`
-	Manifest       string         `json:"manifest"` // the exact bytes of ManifestDigest
+	Manifest       string         `json:"manifest"` // the exact bytes of ManifestDigest; see whole
 	ManifestDigest sealed.Digest  `json:"manifest_digest"`
 	RequestDigest  string         `json:"request_digest"`        // of the enqueue request: an idempotency key is for one request
 	Idempotency    string         `json:"idempotency,omitempty"` // storage key of the idempotency row
@@ -154,6 +154,33 @@ func (r *runRow) decodeManifest() error {
 	}
 	r.m = &m
 	return nil
+}
+
+// whole returns the row with the text of its manifest, which the index does not
+// keep. The text is made again from m, and has to have the digest.
+func (r runRow) whole() (runRow, error) {
+	if r.Manifest != "" {
+		return r, nil
+	}
+	raw, digest, err := sealed.MarshalManifest(*r.m)
+	if err != nil {
+		return r, err
+	}
+	if digest != r.ManifestDigest {
+		return r, fmt.Errorf("encoding run %s: manifest does not have its digest", r.ID)
+	}
+	r.Manifest = string(raw)
+	return r, nil
+}
+
+// MarshalJSON implements json.Marshaler: what is stored is whole.
+func (r runRow) MarshalJSON() ([]byte, error) {
+	r, err := r.whole()
+	if err != nil {
+		return nil, err
+	}
+	type row runRow // without this method
+	return json.Marshal(row(r))
 }
 
 // readRun reads a run from storage.
