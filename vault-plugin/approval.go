@@ -174,22 +174,28 @@ func (a approvalRow) matches(r runRow, bundle sealed.BundleRef, k keyTerms, d se
 
 // standing reports whether the votes still carry the approval: every voter is
 // looked up again, has to be the same person, and has to be one whom the
-// policy of now lets vote (E20).
-func (b *backend) standing(ctx context.Context, s logical.Storage, bundle Bundle, a approvalRow) (bool, error) {
+// policy of now lets vote, in one of the groups that it named then (E20). lost
+// are the entities whose votes no longer count: disabled or deleted ones are
+// among them. A voter who can't be looked up is an error and not a yes.
+func (b *backend) standing(ctx context.Context, s logical.Storage, bundle Bundle, a approvalRow) (lost []string, ok bool, err error) {
 	votes := make([]sealed.Vote, 0, len(a.Votes))
-	for i, v := range a.Votes {
+	for _, v := range a.Votes {
 		voter, err := b.requester(ctx, &logical.Request{Storage: s, EntityID: v.EntityID})
-		if err != nil || voter.Person != v.Person {
-			return false, unlessDenied(err)
+		if unlessDenied(err) != nil {
+			return nil, false, err
 		}
-		d := b.mayVote(ctx, bundle, a, voter, a.Votes[:i])
-		if d.Effect != sealed.EffectAllow {
-			return false, nil
+		if err != nil || voter.Person != v.Person || b.mayVote(ctx, bundle, a, voter, votes).Effect != sealed.EffectAllow || !inGroups(a.object.Groups, voter) {
+			lost = append(lost, v.EntityID)
+			continue
 		}
 		v.Groups = voter.Groups
 		votes = append(votes, v)
 	}
-	return a.object.Approved(votes), nil
+	return lost, a.object.Approved(votes), nil
+}
+
+func inGroups(groups []string, voter sealed.Requester) bool {
+	return slices.ContainsFunc(groups, func(g string) bool { return slices.Contains(voter.Groups, g) })
 }
 
 // mayVote asks the policy. Its answer can only narrow what vote checks itself.
@@ -219,6 +225,7 @@ func (b *backend) approvalFor(ctx context.Context, s logical.Storage, r runRow, 
 			}
 			continue
 		}
+		var lost []string
 		what := a.matches(r, bundle.Ref(), k, d)
 		if what == "" && state == sealed.ApprovalPending {
 			if !a.wantsReason(reason) {
@@ -227,8 +234,8 @@ func (b *backend) approvalFor(ctx context.Context, s logical.Storage, r runRow, 
 			what = "reason"
 		}
 		if what == "" {
-			ok, err := b.standing(ctx, s, bundle, a)
-			if err != nil {
+			var ok bool
+			if lost, ok, err = b.standing(ctx, s, bundle, a); err != nil {
 				return a, false, err
 			}
 			if ok {
@@ -236,7 +243,7 @@ func (b *backend) approvalFor(ctx context.Context, s logical.Storage, r runRow, 
 			}
 			what = "approvers"
 		}
-		if err := b.voidApproval(ctx, s, a, what); err != nil {
+		if err := b.voidApproval(ctx, s, a, what, lost); err != nil {
 			return a, false, err
 		}
 	}
@@ -250,9 +257,14 @@ func (b *backend) approvalFor(ctx context.Context, s logical.Storage, r runRow, 
 	return a, false, b.saveApproval(ctx, s, a)
 }
 
-func (b *backend) voidApproval(ctx context.Context, s logical.Storage, a approvalRow, what string) error {
-	if _, err := b.record(ctx, s, audit.Event{Type: "approval.void", Run: string(a.object.Run), Essential: true,
-		Body: map[string]any{"approval": a.ID, "key": a.object.Key, "what": what}}); err != nil {
+// voidApproval ends an approval. The entry says what has changed, and lost, the
+// entities whose votes no longer count, if that is it.
+func (b *backend) voidApproval(ctx context.Context, s logical.Storage, a approvalRow, what string, lost []string) error {
+	body := map[string]any{"approval": a.ID, "key": a.object.Key, "what": what}
+	if len(lost) > 0 {
+		body["entities"] = lost
+	}
+	if _, err := b.record(ctx, s, audit.Event{Type: "approval.void", Run: string(a.object.Run), Essential: true, Body: body}); err != nil {
 		return err
 	}
 	a.State = sealed.ApprovalVoid

@@ -212,8 +212,7 @@ func (b *backend) checkVotePolicy(ctx context.Context, s logical.Storage, x *gra
 	if err != nil {
 		return "", err
 	}
-	inGroup := slices.ContainsFunc(a.object.Groups, func(g string) bool { return slices.Contains(voter.Groups, g) })
-	if d := b.mayVote(ctx, bundle, a, voter, a.Votes); d.Effect != sealed.EffectAllow || !inGroup {
+	if d := b.mayVote(ctx, bundle, a, voter, a.Votes); d.Effect != sealed.EffectAllow || !inGroups(a.object.Groups, voter) {
 		return "policy", nil
 	}
 	return "", nil

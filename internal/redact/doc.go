@@ -27,7 +27,7 @@
 //
 // No registered form leaves a Writer or Reader whole, however the stream is cut into writes, and the output after Close does not depend on the cuts
 // (while the set does not change and Flush is not called). Only the longest suffix that can still become a match is held back. It is never released by
-// a timer. When the stream ends in a live partial match of at least min(8, half) bytes of a needle, that is masked too.
+// a timer. [Writer.Flush] releases the first three characters of it, and no more, also when it is called after every byte. When the stream ends in a live partial match of at least min(8, half) bytes of a needle, that is masked too.
 //
 // Memory is bounded whatever the input: a stream holds at most the longest needle, plus 64 KiB of bytes between the characters of a folded match. A value of
 // more than 1.5 KiB is cut into pieces of 1 KiB that overlap, so no needle is longer than about 6 KiB. A set takes about 8 KiB for each value of 40 bytes.
@@ -47,6 +47,7 @@
 //   - folded characters that an escape or a control sequence of the surroundings swallows, such as a first letter directly after ESC [, or a text inside a
 //     window title that is not in an exact form;
 //   - a folded match with more than 64 KiB of dropped bytes inside;
+//   - up to three leading characters of a form, where Flush is called just behind them;
 //   - up to three leading characters of a value that is typed with backspaces, cursor movement other than backspace, what a carriage return overwrites, and more
 //     than 64 backspaces in a row. Deep carries these out;
 //   - values longer than 8 KiB in other forms than raw, base64, hex and lines; the end of a long value that is shorter than a piece, printed alone.

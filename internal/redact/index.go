@@ -24,8 +24,9 @@ type index struct {
 	classes []class
 	heads   heads
 	longest int
-	// shortest is the length of the shortest needle.
+	// shortest is the length of the shortest needle; short are those of fewer than minNeedle bytes, in order of their texts.
 	shortest int
+	short    []uint32
 	// reach is how many bytes of a needle may be in a text before its window is seen for sure.
 	reach int
 }
@@ -75,7 +76,10 @@ func newIndex(pats []pattern) *index {
 	for _, bounds := range [][2]int{{longNeedle, MaxValue}, {midNeedle, longNeedle - 1}, {1, midNeedle - 1}} {
 		x.addClass(bounds[0], bounds[1])
 	}
-	for _, n := range x.needles {
+	for i, n := range x.needles {
+		if n.n < minNeedle {
+			x.short = append(x.short, uint32(i))
+		}
 		c := x.classes[n.class]
 		x.reach = max(x.reach, int(n.window)+c.s-1+c.q)
 	}

@@ -217,7 +217,7 @@ func (l *foldedLane) erase() {
 	if n < 0 || l.gone+int64(n) < l.top-maxErase {
 		return
 	}
-	l.floor = l.hold(true)
+	l.floor = l.hold()
 	l.text = l.text[:n]
 	for r := len(l.runs) - 1; r >= 0 && l.runs[r].first >= l.gone+int64(n); r-- {
 		l.runs = l.runs[:r]
@@ -238,14 +238,14 @@ func (l *foldedLane) live() int {
 	return i
 }
 
-// hold returns the offset from which on bytes may still become part of a match: those of the longest live match and, with mend, of a broken one that
-// backspaces could mend.
-func (l *foldedLane) hold(mend bool) int64 {
+// hold returns the offset from which on bytes may still become part of a match: those of the longest live match and of a broken one that backspaces could
+// mend.
+func (l *foldedLane) hold() int64 {
 	from, i := l.next, l.live()
 	if i < len(l.text) {
 		from = l.offset(i)
 	}
-	if mend && l.x.longest > 0 {
+	if l.x.longest > 0 {
 		from = min(from, l.ghost(i))
 	}
 	return max(from, l.floor)

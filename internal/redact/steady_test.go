@@ -164,7 +164,7 @@ func TestSteadyEndTellsNothing(t *testing.T) {
 		want string
 	}{
 		"steady":      {func(b *bytes.Buffer) *Writer { return NewSteadyWriter(b, set, "test") }, guess + `"}`},
-		"control off": {func(b *bytes.Buffer) *Writer { return NewWriter(b, set, "test") }, `error: no model [sealed:K]"}`},
+		"control off": {func(b *bytes.Buffer) *Writer { return NewWriter(b, set, "test") }, `error: no model ghp[sealed:K]"}`},
 	} {
 		var out bytes.Buffer
 		w := tt.make(&out)
@@ -196,6 +196,30 @@ func TestSteadyRecord(t *testing.T) {
 	}
 	if err := w.EndRecord(); err != ErrClosed {
 		t.Errorf("EndRecord after Close: %v", err)
+	}
+}
+
+// Of a value over many records, each written in pieces, what has not gone when it is complete is masked.
+func TestSteadyRecords(t *testing.T) {
+	for _, value := range []string{alnumValue, symbolValue} {
+		var out bytes.Buffer
+		w := NewSteadyWriter(&out, setOf(t, "K", value), "test")
+		for i, cut := range []int{3, 5, 9, 14, len(value)} {
+			from := []int{0, 3, 5, 9, 14}[i]
+			for _, c := range []byte(value[from:cut]) {
+				if _, err := w.Write([]byte{c}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if i < 4 {
+				if err := w.EndRecord(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := w.Close(); err != nil || out.String() != value[:14]+"[sealed:K]" {
+			t.Errorf("%q: %v", out.String(), err)
+		}
 	}
 }
 

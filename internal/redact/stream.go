@@ -31,6 +31,7 @@ const piece = 64 << 10 // the most that is fed at once
 //  3. limit is the first byte that may still become part of a match: the least of what the lanes hold. A match found later begins there or after it.
 //  4. What lies before limit goes out: plain bytes as they are, a mask that ends before limit as its text. A mask that reaches beyond limit is open. Its bytes
 //     are dropped, its text waits for its end. So a periodic stream holds nothing.
+//  5. Flush lets go of more: see flush.go.
 type stream struct {
 	set    *Set
 	needs  *needles
@@ -45,7 +46,7 @@ type stream struct {
 	counts map[*label]int
 	mute   bool  // count only
 	steady bool  // hold back by position alone; see NewSteadyWriter
-	keep   int64 // what was released but is looked at again begins there
+	keep   int64 // where the live match begins that went out in part, or the greatest number; see remember
 	direct bool  // out is a part of buf
 }
 
@@ -76,9 +77,12 @@ func (s *stream) feed(p []byte) error {
 	s.read(false)
 	if s.steady {
 		s.release(max(s.end()-s.needs.lag(), s.done))
-		return nil
+	} else {
+		s.release(s.limit())
 	}
-	s.release(s.limit(true))
+	if s.keep != math.MaxInt64 {
+		s.remember()
+	}
 	return nil
 }
 
@@ -112,7 +116,7 @@ func (s *stream) read(atEnd bool) {
 	s.folded.hits = s.folded.hits[:0]
 }
 
-// arm takes up a new generation of the set and looks for its needles in what is held. Matches that were found stay.
+// arm takes up a new generation of the set and looks for its needles in what is held, and in what live matches began with. Matches that were found stay.
 func (s *stream) arm() error {
 	if s.needs != nil && s.needs.gen == s.set.gen.Load() {
 		return nil
@@ -122,43 +126,15 @@ func (s *stream) arm() error {
 		return err
 	}
 	s.shrink()
+	exact, folded := s.done, s.done
+	if s.needs != nil {
+		e, f := s.live()
+		exact, folded = min(e, s.done), min(f, s.done)
+	}
 	s.needs = n
-	s.exact.restart(n.exact, s.done)
-	s.folded.reset(n.folded, n.pairs, s.done)
+	s.exact.restart(n.exact, exact)
+	s.folded.reset(n.folded, n.pairs, folded)
 	s.read(false)
-	return nil
-}
-
-// flush lets go of what is not part of a live match. An open mask goes out too; a live match that began in it goes on behind it.
-func (s *stream) flush() error {
-	if err := s.arm(); err != nil {
-		return err
-	}
-	if s.steady {
-		s.shrink()
-		return nil
-	}
-	s.shrink()
-	s.release(s.limit(false))
-	if len(s.masks) > 0 && s.masks[0].start < s.done {
-		s.release(s.masks[0].end)
-	}
-	s.folded.floor = max(s.folded.floor, s.done)
-	return nil
-}
-
-// endRecord lets go of everything. The lanes go on: of a match that ends later, what is left is masked.
-func (s *stream) endRecord() error {
-	if !s.steady {
-		return s.flush()
-	}
-	if err := s.arm(); err != nil {
-		return err
-	}
-	s.shrink()
-	keep := s.limit(false)
-	s.release(s.end())
-	s.keep = keep
 	return nil
 }
 
@@ -173,6 +149,7 @@ func (s *stream) close() error {
 		s.maskPartial()
 	}
 	s.release(s.end())
+	s.keep = math.MaxInt64
 	return nil
 }
 
@@ -203,17 +180,9 @@ func partialOf(l *label) *label {
 
 func (s *stream) end() int64 { return s.base + int64(len(s.buf)) }
 
-// limit returns the first byte that may still become part of a match. With strict, that includes a beginning of an escape and matches that backspaces could mend.
-func (s *stream) limit(strict bool) int64 {
-	exact := s.end()
-	if s.exact.x.longest > 0 {
-		exact = s.exact.live(s.buf, s.base, s.base)
-	}
-	folded := s.folded.hold(strict)
-	if !strict && s.folded.live() == len(s.folded.text) {
-		folded = s.end()
-	}
-	return max(min(exact, folded), s.done)
+// limit returns the first byte that may still become part of a match, a beginning of an escape and matches that backspaces could mend included.
+func (s *stream) limit() int64 {
+	return max(min(s.liveExact(), s.folded.hold()), s.done)
 }
 
 // found takes in a match.
@@ -349,9 +318,9 @@ func (s *stream) shrink() {
 	}
 	s.out = s.out[:0]
 	n := min(s.done, s.folded.next, s.keep) - s.base
-	s.keep = math.MaxInt64
 	s.buf = s.buf[:copy(s.buf, s.buf[n:])]
 	s.base += n
+	s.folded.buf, s.folded.base = s.buf, s.base
 }
 
 // report returns the counts in a fixed order.

@@ -68,8 +68,10 @@ func (w *Writer) Write(p []byte) (int, error) {
 	}
 }
 
-// Flush passes on everything that is not part of a live match, which stays held. A backspace after Flush can no longer mend a match that was broken before
-// it. Nothing calls Flush but the user of the Writer. A steady Writer passes on nothing.
+// Flush passes on everything that is not part of a live match, and of a live match its first three characters, so that a prompt is seen: nearly every character
+// begins some form of some value. What goes beyond them stays held, and is masked when the match is complete, however often Flush is called. Nothing of a
+// value shorter than 8 bytes is passed on. A backspace after Flush can no longer mend a match that was broken before it. Nothing calls Flush but the user of
+// the Writer. A steady Writer passes on nothing.
 func (w *Writer) Flush() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -240,7 +240,7 @@ func terminal(string) (t scene) {
 	b.Interactive, b.Rows, b.Cols = true, 24, 80
 	s := play(b, nil)
 	go func() {
-		s.out.await("24 8") // the rest may begin a form of the value
+		s.out.await("24 80")
 		s.agent.resize(50, 132)
 		s.agent.resize(0, -1) // ignored
 		_, _ = io.WriteString(s.stdin, "hello\n")
