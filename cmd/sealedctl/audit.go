@@ -28,7 +28,7 @@ files alone, against a key that comes from elsewhere.
   sealedctl audit query --run 01JD0Z5X7RS3X7Q4K5M6N7P8Q9
   sealedctl audit pull evidence
   sealedctl audit verify evidence`,
-		newAuditQueryCmd(a), newAuditPullCmd(a), newAuditVerifyCmd(a))
+		newAuditQueryCmd(a), newAuditPullCmd(a), newAuditVerifyCmd(a), newAuditRollbackCmd(a))
 }
 
 // pollEvery is how often a followed query asks for more.
