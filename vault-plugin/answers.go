@@ -42,7 +42,7 @@ func (b *backend) described(paths []*framework.Path) []*framework.Path {
 
 func answers() map[string]fields {
 	out := map[string]fields{}
-	for _, part := range []map[string]fields{configAnswers(), catalogAnswers(), stoppingAnswers(), runAnswers(), logAnswers()} {
+	for _, part := range []map[string]fields{configAnswers(), catalogAnswers(), proposalAnswers(), stoppingAnswers(), runAnswers(), logAnswers()} {
 		for name, f := range part {
 			out[name] = f
 		}
@@ -87,21 +87,22 @@ func configAnswers() map[string]fields {
 	update, read := string(logical.UpdateOperation), string(logical.ReadOperation)
 	publicKeys := fields{"answer_key": shown("Public key that answers are signed by."), "log_key": shown("Verifier key of the log, as signed notes spell it.")}
 	return map[string]fields{
-		"config " + update: publicKeys,
+		"config " + update: orProposed(fields{"answer_key": sometimes(shown("Public key that answers are signed by.")), "log_key": sometimes(shown("Verifier key of the log."))}),
 		"config " + read: {
 			"tenant": shown("Tenant of this mount."), "trust_domain": shown("SPIFFE trust domain of the agents."), "allow_embedded": told("Whether the embedded authority is accepted."),
 			"agent_accessor": shown("Accessor of the auth mount of agents."), "claims_accessor": sometimes(named("Accessors whose alias metadata are claims.")),
 			"person_claim": shown("Metadata key that names the person."), "freeze_after": shown("Duration."), "stop_after": shown("Duration."),
 			"silent_after": shown("Duration."), "unconfirmed_after": shown("Duration."), "keep_runs": shown("Duration."),
+			"second_person": told("Whether a change that widens waits for a second person."), "proposals_expire": shown("Duration."),
 			"sops_root": sometimes(shown("Directory of SOPS files.")), "source_helpers": sometimes(answered(framework.TypeMap, false, "Digests of the programs that reach other sources.")),
 			"answer_key": publicKeys["answer_key"], "log_key": publicKeys["log_key"],
 		},
-		"trust-bundle " + update: nil,
+		"trust-bundle " + update: orProposed(fields{}),
 		"trust-bundle " + read: {
 			"bundle": shown("SPIFFE bundle document."), "sequence": shown("Its sequence number."), "endpoint": shown("Where it is refreshed from; empty: pushed by hand."),
 			"ca": shown("CA of the endpoint, PEM."), "refreshed_at": shown("RFC 3339."),
 		},
-		"policy-keys " + update: {"version": counted("Version of the set.")},
+		"policy-keys " + update: orProposed(fields{"version": sometimes(counted("Version of the set."))}),
 		"policy-keys " + read:   {"keys": shown("JSON object: key id to PEM public key."), "version": counted("Version of the set.")},
 		"attest-rollback " + read: {
 			"rolled_back": told("Whether storage went back and nobody has attested it."),
@@ -128,7 +129,7 @@ func catalogAnswers() map[string]fields {
 	return map[string]fields{
 		"sources " + list:      listed("Names of the sources.", ""),
 		"source " + read:       {"source": shown("Source configuration (JSON).")},
-		"source " + update:     {"credential_dropped": told("Whether the stored login was dropped, because the source points elsewhere.")},
+		"source " + update:     orProposed(fields{"credential_dropped": told("Whether the stored login was dropped, because the source points elsewhere, or that of the request was not kept.")}),
 		"source " + del:        nil,
 		"source-check " + read: {"ok": told("Whether the source can be used."), "error": sometimes(shown("Why not."))},
 		"secret " + list:       listed("Names; those that end in a slash hold more.", ""),
@@ -145,11 +146,35 @@ func catalogAnswers() map[string]fields {
 			"profile": shown("The profile (JSON)."), "version": version(), "newest": counted("Newest version."), "deleted": told("Whether the profile is deleted."),
 			"history": shown("Who wrote which version, and when (JSON)."),
 		},
-		"profile " + string(logical.PatchOperation): {"version": version()},
+		"profile " + string(logical.PatchOperation): orProposed(fields{"version": sometimes(version())}),
 		"profile-preview " + update:                 {"preview": shown("For each key its origin, decision and reasons; never a value (JSON).")},
 		"profile-preview-as " + update:              {"preview": shown("For each key its origin, decision and reasons; never a value (JSON).")},
-		"profile " + update:                         {"version": version()},
-		"profile " + del:                            nil,
+		"profile " + update:                         orProposed(fields{"version": sometimes(version())}),
+		"profile " + del:                            orProposed(fields{}),
+	}
+}
+
+// orProposed adds what a change answers that waits for a second person, and
+// changed nothing.
+func orProposed(f fields) fields {
+	f["proposal"] = sometimes(shown("Id of the proposal that the change has become."))
+	f["kind"] = sometimes(shown("Its kind."))
+	f["digest"] = sometimes(shown("Its digest."))
+	f["widens"] = sometimes(named("Fields that let more happen than before."))
+	f["expires"] = sometimes(shown("RFC 3339."))
+	return f
+}
+
+func proposalAnswers() map[string]fields {
+	update, read, list := string(logical.UpdateOperation), string(logical.ReadOperation), string(logical.ListOperation)
+	id := func() *framework.FieldSchema { return shown("Id of the proposal.") }
+	return map[string]fields{
+		"proposals " + list: listed("Ids, oldest first.", "By id: target, proposer, digest and expiry (JSON)."),
+		"proposal " + read:  {"proposal": shown("The object, its digest, its state, and what is there now (JSON).")},
+		"proposal-confirm " + update: {
+			"proposal": id(), "kind": shown("Its kind."), "target": shown("Profile or source that was changed."), "version": sometimes(counted("Version that came of it.")),
+		},
+		"proposal-reject " + update: {"proposal": id()},
 	}
 }
 

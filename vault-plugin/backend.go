@@ -136,6 +136,7 @@ type backend struct {
 	nouns   nounCaches
 	journal journal
 	policy  policyState
+	asked   proposals
 	stops   revocationState
 	chores  housekeeping
 	watches release // calls that wait
@@ -209,7 +210,7 @@ func (b *backend) paths() []*framework.Path {
 		b.pathConfig(), b.pathTrustBundle(), b.pathPolicy(),
 		b.pathSources(), b.pathSecrets(), b.pathAgents(), b.pathProfiles(),
 		b.pathRollback(), b.pathLog(), b.pathRevocations(),
-		b.pathRuns(), b.pathReplay(), b.pathHostWatch(), b.pathClaim(), b.pathRequests(), b.pathEvents(), b.pathFinish(), b.pathApprovals(),
+		b.pathRuns(), b.pathReplay(), b.pathHostWatch(), b.pathClaim(), b.pathRequests(), b.pathEvents(), b.pathFinish(), b.pathApprovals(), b.pathProposals(),
 	))
 }
 

@@ -41,6 +41,8 @@ func goodName(group string) string {
 		return "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 	case "level":
 		return "workflow"
+	case "kind":
+		return "profile"
 	case "key":
 		return "LOW"
 	case "seq":

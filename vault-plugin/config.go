@@ -22,6 +22,12 @@ type engineConfig struct {
 	// entity metadata, that names the human. Empty: the entity is the person.
 	PersonClaim string `json:"person_claim"`
 
+	// SecondPersonOff lets one person make a change that widens. It is named for
+	// what it switches off, so that configurations of older versions have it on.
+	SecondPersonOff bool `json:"second_person_off,omitempty"`
+	// ProposalsExpire is how long such a change waits for the second person; 0: a week.
+	ProposalsExpire sealed.Duration `json:"proposals_expire,omitempty"`
+
 	// SourceHelpers pins the helper programs: type of source to SHA-256, hex.
 	SourceHelpers map[string]string `json:"source_helpers,omitempty"`
 	// SOPSRoot is the only directory that SOPS files are read from.
@@ -51,6 +57,14 @@ func (c *engineConfig) keepFor() time.Duration {
 		return keepRuns
 	}
 	return c.KeepRuns.Std()
+}
+
+// proposalsLast is how long a proposal waits.
+func (c *engineConfig) proposalsLast() time.Duration {
+	if c.ProposalsExpire == 0 {
+		return 7 * 24 * time.Hour
+	}
+	return c.ProposalsExpire.Std()
 }
 
 // config returns the mount's configuration, which the caller must not change,
@@ -103,6 +117,9 @@ func (c *engineConfig) validateLimits() error {
 	}
 	if d := c.keepFor(); d < time.Hour || d > 20*365*24*time.Hour {
 		return invalid("keep_runs", "wants 1h to 175200h, which is 20 years")
+	}
+	if d := c.proposalsLast(); d < time.Minute || d > 90*24*time.Hour {
+		return invalid("proposals_expire", "wants 1m to 2160h, which is 90 days")
 	}
 	if c.StopAfter < c.FreezeAfter {
 		return invalid("stop_after", "wants at least freeze_after")

@@ -56,6 +56,9 @@ func (b *backend) housekeep(ctx context.Context) {
 		if err := b.pruneRuns(ctx, b.storage); err != nil {
 			b.Logger().Warn("ended runs not pruned", "error", err)
 		}
+		if err := b.expireProposals(ctx, b.storage); err != nil {
+			b.Logger().Warn("proposals not expired", "error", err)
+		}
 	}
 }
 

@@ -229,7 +229,7 @@ func (d *desk) entries(typ string) []string {
 
 func (d *desk) configure() {
 	d.t.Helper()
-	d.write("config", map[string]any{"tenant": "acme", "trust_domain": "example.org", "agent_accessor": "acc_agents"})
+	d.write("config", map[string]any{"tenant": "acme", "trust_domain": "example.org", "agent_accessor": "acc_agents", "second_person": false})
 }
 
 func doc(t *testing.T, v any) string {
@@ -246,7 +246,7 @@ func TestConfig(t *testing.T) {
 	if out := d.read("config"); out != nil {
 		t.Errorf("before the first write: %v", out)
 	}
-	good := map[string]any{"tenant": "acme", "trust_domain": "example.org", "agent_accessor": "acc_agents"}
+	good := map[string]any{"tenant": "acme", "trust_domain": "example.org", "agent_accessor": "acc_agents", "second_person": false}
 	with := func(k string, v any) map[string]any {
 		m := map[string]any{k: v}
 		for name, x := range good {
@@ -307,13 +307,13 @@ func TestConfigInterrupted(t *testing.T) {
 			}
 			return nil
 		}
-		_, err := d.request(logical.UpdateOperation, "config", map[string]any{"tenant": "acme", "trust_domain": "example.org", "agent_accessor": "a"})
+		_, err := d.request(logical.UpdateOperation, "config", map[string]any{"tenant": "acme", "trust_domain": "example.org", "agent_accessor": "a", "second_person": false})
 		if err == nil {
 			t.Fatalf("write %d failed unnoticed", n)
 		}
 		d.s.fail = nil
 		if n > 0 {
-			d.refused(400, "another tenant", "config", map[string]any{"tenant": "evil", "trust_domain": "example.org", "agent_accessor": "a"})
+			d.refused(400, "another tenant", "config", map[string]any{"tenant": "evil", "trust_domain": "example.org", "agent_accessor": "a", "second_person": false})
 		}
 		d.open()
 		d.configure()
@@ -322,7 +322,7 @@ func TestConfigInterrupted(t *testing.T) {
 
 func TestEmbedded(t *testing.T) { // R25
 	d := newDesk(t)
-	d.write("config", map[string]any{"tenant": "acme", "trust_domain": sealed.ReservedTrustDomain, "allow_embedded": true, "agent_accessor": "a"})
+	d.write("config", map[string]any{"tenant": "acme", "trust_domain": sealed.ReservedTrustDomain, "allow_embedded": true, "agent_accessor": "a", "second_person": false})
 	if got := d.read("config"); got["allow_embedded"] != true {
 		t.Error(got)
 	}
@@ -507,7 +507,7 @@ func newPolicyKey(t *testing.T) (*ecdsa.PrivateKey, string) {
 
 func signKeys(t *testing.T, key *ecdsa.PrivateKey, version int, keys string) string {
 	t.Helper()
-	sum := sha256.Sum256(policyKeysMessage("acme", version, keys))
+	sum := sha256.Sum256(sealed.PolicyKeysMessage("acme", version, keys))
 	sig, err := ecdsa.SignASN1(rand.Reader, key, sum[:])
 	if err != nil {
 		t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"reflect"
 	"slices"
+	"strings"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -29,14 +30,17 @@ func (b *backend) pathConfig() []*framework.Path {
 			"stop_after":        {Type: framework.TypeString, Description: "Out of contact for this long, a run stops (default 60s)."},
 			"silent_after":      {Type: framework.TypeString, Description: "A run silent for this long is closed by the engine (default 15s)."},
 			"unconfirmed_after": {Type: framework.TypeString, Description: "A grant not confirmed for this long is revoked (default 10s)."},
+			"second_person":     {Type: framework.TypeBool, Description: "Whether a change that widens waits for a second person (default true). False only at first write; later it takes a second person."},
+			"proposals_expire":  {Type: framework.TypeString, Description: "A change that waits for a second person is dropped after this time (default 168h, 7 days)."},
 			"keep_runs":         {Type: framework.TypeString, Description: "What lists and runs/<id> show of an ended run is deleted after this time (default 2160h, 90 days). Log and record stay."},
 		},
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.ReadOperation:   b.op("Read the configuration and the public keys.", b.configRead),
 			logical.UpdateOperation: b.op("Write the configuration; the first write makes the mount's keys.", b.configWrite),
 		},
-		HelpSynopsis:    "Configure the mount: its tenant, its trust domain, who is who, and time limits.",
-		HelpDescription: "Fields that are not given keep their value. The private keys of the mount are made here and never shown.",
+		HelpSynopsis: "Configure the mount: its tenant, its trust domain, who is who, and time limits.",
+		HelpDescription: "Fields that are not given keep their value. The private keys of the mount are made here and never shown. " +
+			"After the first write a change that widens waits for a second person (proposals/config).",
 	}}
 }
 
@@ -58,14 +62,19 @@ func (b *backend) configRead(ctx context.Context, req *logical.Request, _ *frame
 		"source_helpers": cfg.SourceHelpers, "sops_root": cfg.SOPSRoot,
 		"freeze_after": cfg.FreezeAfter.Std().String(), "stop_after": cfg.StopAfter.Std().String(),
 		"silent_after": cfg.SilentAfter.Std().String(), "unconfirmed_after": cfg.UnconfirmedAfter.Std().String(),
-		"keep_runs":  cfg.keepFor().String(),
+		"keep_runs":     cfg.keepFor().String(),
+		"second_person": !cfg.SecondPersonOff, "proposals_expire": cfg.proposalsLast().String(),
 		"answer_key": keys.answerPublic, "log_key": keys.logVerifier,
 	}, nil
 }
 
-// configWrite makes the keys first, because the log needs one; then it logs,
-// then it writes. Interrupted anywhere, the same write can be made again.
 func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (map[string]any, error) {
+	return b.putConfig(ctx, req, func(cfg *engineConfig) error { return applyConfig(cfg, d) }, nil)
+}
+
+// putConfig makes the keys first, because the log needs one; then it logs,
+// then it writes. Interrupted anywhere, the same write can be made again.
+func (b *backend) putConfig(ctx context.Context, req *logical.Request, change func(*engineConfig) error, yes *consent) (map[string]any, error) {
 	defer b.locks.lock("config")()
 	old := defaultConfig()
 	exists, err := get(ctx, req.Storage, storeConfig, &old)
@@ -74,7 +83,7 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 	}
 	cfg := old
 	cfg.ClaimsAccessor = slices.Clone(old.ClaimsAccessor)
-	if err := applyConfig(&cfg, d); err != nil {
+	if err := change(&cfg); err != nil {
 		return nil, err
 	}
 	if exists {
@@ -85,15 +94,15 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	if !exists {
-		if err := b.makeKeys(ctx, req.Storage, cfg.Tenant); err != nil {
-			return nil, err
+	if exists {
+		w := widening{kind: sealed.ProposalConfig, before: textOf(old), after: textOf(cfg), widens: configWidens(old, cfg)}
+		if answer, err := b.gate(ctx, req, w, yes); answer != nil || err != nil {
+			return answer, err
 		}
-		if err := put(ctx, req.Storage, storeVersion, versionRow{Version: storageVersion}); err != nil {
-			return nil, err
-		}
+	} else if err := b.firstConfig(ctx, req.Storage, cfg.Tenant); err != nil {
+		return nil, err
 	}
-	if err := b.change(ctx, req, "config.changed", map[string]any{"fields": changedFields(old, cfg)}); err != nil {
+	if err := b.change(ctx, req, "config.changed", yes.sign(map[string]any{"fields": changedFields(old, cfg)})); err != nil {
 		return nil, err
 	}
 	defer b.nouns.sources.drop() // they know their helpers
@@ -108,6 +117,14 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 	return map[string]any{"answer_key": keys.answerPublic, "log_key": keys.logVerifier}, nil
 }
 
+// firstConfig makes what a mount has from its first configuration on.
+func (b *backend) firstConfig(ctx context.Context, s logical.Storage, tenant sealed.Name) error {
+	if err := b.makeKeys(ctx, s, tenant); err != nil {
+		return err
+	}
+	return put(ctx, s, storeVersion, versionRow{Version: storageVersion})
+}
+
 func applyConfig(cfg *engineConfig, d *framework.FieldData) error {
 	for field, to := range map[string]*string{"trust_domain": &cfg.TrustDomain, "agent_accessor": &cfg.AgentAccessor, "person_claim": &cfg.PersonClaim, "sops_root": &cfg.SOPSRoot} {
 		if v, ok := d.GetOk(field); ok {
@@ -120,6 +137,9 @@ func applyConfig(cfg *engineConfig, d *framework.FieldData) error {
 	if v, ok := d.GetOk("allow_embedded"); ok {
 		cfg.AllowEmbedded = v.(bool)
 	}
+	if v, ok := d.GetOk("second_person"); ok {
+		cfg.SecondPersonOff = !v.(bool)
+	}
 	if v, ok := d.GetOk("source_helpers"); ok {
 		cfg.SourceHelpers = v.(map[string]string)
 	}
@@ -128,7 +148,7 @@ func applyConfig(cfg *engineConfig, d *framework.FieldData) error {
 	}
 	for field, to := range map[string]*sealed.Duration{
 		"freeze_after": &cfg.FreezeAfter, "stop_after": &cfg.StopAfter, "silent_after": &cfg.SilentAfter, "unconfirmed_after": &cfg.UnconfirmedAfter,
-		"keep_runs": &cfg.KeepRuns,
+		"keep_runs": &cfg.KeepRuns, "proposals_expire": &cfg.ProposalsExpire,
 	} {
 		if v, ok := d.GetOk(field); ok {
 			if err := to.UnmarshalText([]byte(v.(string))); err != nil {
@@ -158,7 +178,8 @@ func changedFields(a, b engineConfig) []string {
 	x, y := reflect.ValueOf(a), reflect.ValueOf(b)
 	for i := range x.NumField() {
 		if !reflect.DeepEqual(x.Field(i).Interface(), y.Field(i).Interface()) {
-			out = append(out, x.Type().Field(i).Tag.Get("json"))
+			name, _, _ := strings.Cut(x.Type().Field(i).Tag.Get("json"), ",")
+			out = append(out, name)
 		}
 	}
 	return out

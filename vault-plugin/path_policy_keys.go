@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -20,16 +19,14 @@ import (
 	"sealed.dev/sealed/internal/sealed"
 )
 
-// Who may sign a policy. The first set of keys is free: whoever configures the
-// mount brings it. Afterwards a set that adds or changes a key has to be signed
-// by a key that is already trusted; a set that only removes keys does not,
-// because it can only make fewer bundles acceptable.
+// Who may sign a policy. A set that adds or changes a key has to be signed by a
+// key that is already trusted, or to be confirmed by a second person; a set that
+// only removes keys needs neither, because it can only make fewer bundles
+// acceptable. Where the mount asks no second person, the first set is free and
+// every later one has to be signed.
 //
-// The signature is ECDSA P-256 with SHA-256, ASN.1, base64 std, over
-// sealed.SigningBytes(sealed.DomainTrust, tenant ‖ "\n" ‖ version ‖ "\n" ‖ keys)
-// where version is the decimal keys_version of the set after the change and
-// keys the exact text of the field. With tenant and version in it, a signed set
-// can't be replayed on another mount or after it was superseded.
+// What is signed, and how: sealed.PolicyKeysMessage. version is the keys_version of
+// the set after the change, keys the exact text of the field.
 
 func (b *backend) pathPolicyKeys() *framework.Path {
 	return &framework.Path{
@@ -45,7 +42,7 @@ func (b *backend) pathPolicyKeys() *framework.Path {
 			logical.UpdateOperation: b.op("Replace the policy keys.", b.policyKeysWrite),
 		},
 		HelpSynopsis:    "The public keys that policy bundles are verified against.",
-		HelpDescription: "The first set is free; adding or changing a key later needs a signature by a key of the set before. Removing a key makes its bundles unusable at once.",
+		HelpDescription: "Adding or changing a key needs a signature by a key of the set before, or a second person (proposals/policy-key). Removing a key makes its bundles unusable at once.",
 	}
 }
 
@@ -61,13 +58,19 @@ func (b *backend) policyKeysRead(ctx context.Context, req *logical.Request, _ *f
 	return map[string]any{"keys": string(doc), "version": keys.Version}, nil
 }
 
+// A policyKeySet is a set of keys as it was sent: doc is what is signed.
+type policyKeySet struct{ doc, signedBy, signature string }
+
 func (b *backend) policyKeysWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (map[string]any, error) {
+	return b.putPolicyKeys(ctx, req, policyKeySet{text(d, "keys"), text(d, "signed_by"), text(d, "signature")}, nil)
+}
+
+func (b *backend) putPolicyKeys(ctx context.Context, req *logical.Request, set policyKeySet, yes *consent) (map[string]any, error) {
 	cfg, err := b.config(ctx, req.Storage)
 	if err != nil {
 		return nil, err
 	}
-	doc := text(d, "keys")
-	keys, err := parsePolicyKeys(doc)
+	keys, err := parsePolicyKeys(set.doc)
 	if err != nil {
 		return nil, err
 	}
@@ -78,14 +81,20 @@ func (b *backend) policyKeysWrite(ctx context.Context, req *logical.Request, d *
 		return nil, err
 	}
 	next := policyKeys{Version: old.Version + 1, Keys: keys}
-	if old.Version > 0 && !narrows(old.Keys, keys) {
-		signed := policyKeysMessage(cfg.Tenant, next.Version, doc)
-		if err := verifyPolicyKeys(old.Keys, text(d, "signed_by"), text(d, "signature"), signed); err != nil {
+	w := widening{kind: sealed.ProposalPolicyKey, version: old.Version, before: policyKeysText(old), after: textOf(keys), widens: keySetWidens(old.Keys, keys)}
+	needed := old.Version > 0 && cfg.SecondPersonOff && yes == nil // nobody else is asked
+	if len(w.widens) > 0 && (needed || set.signedBy != "" || set.signature != "") {
+		signed := sealed.PolicyKeysMessage(cfg.Tenant, next.Version, set.doc)
+		if err := verifyPolicyKeys(old.Keys, set.signedBy, set.signature, signed); err != nil {
 			return nil, err
 		}
+		w.widens = nil // whoever is trusted already vouches for it
 	}
-	body := map[string]any{"version": next.Version, "key_ids": slices.Sorted(maps.Keys(keys)), "signed_by": sealed.CleanReason(text(d, "signed_by"))}
-	if err := b.change(ctx, req, "policy_keys.changed", body); err != nil {
+	if answer, err := b.gate(ctx, req, w, yes); answer != nil || err != nil {
+		return answer, err
+	}
+	body := map[string]any{"version": next.Version, "key_ids": slices.Sorted(maps.Keys(keys)), "signed_by": sealed.CleanReason(set.signedBy)}
+	if err := b.change(ctx, req, "policy_keys.changed", yes.sign(body)); err != nil {
 		return nil, err
 	}
 	defer b.nouns.bundles.drop()
@@ -130,20 +139,6 @@ func parsePolicyKey(text string) (*ecdsa.PublicKey, error) {
 		return nil, sealed.ErrInvalid
 	}
 	return pub, nil
-}
-
-// narrows reports whether every key of now was there before, unchanged.
-func narrows(was, now map[string]string) bool {
-	for id, pem := range now {
-		if was[id] != pem {
-			return false
-		}
-	}
-	return true
-}
-
-func policyKeysMessage(tenant sealed.Name, version int, doc string) []byte {
-	return sealed.SigningBytes(sealed.DomainTrust, []byte(string(tenant)+"\n"+strconv.Itoa(version)+"\n"+doc))
 }
 
 func verifyPolicyKeys(trusted map[string]string, signedBy, signature string, message []byte) error {

@@ -62,8 +62,9 @@ func (b *backend) pathSources() []*framework.Path {
 				logical.UpdateOperation: b.op("Write a source. Changing where it points drops its credential.", b.sourceWrite),
 				logical.DeleteOperation: b.op("Delete a source and its credential.", b.sourceDelete),
 			},
-			HelpSynopsis:    "Configure where values come from.",
-			HelpDescription: "Changing any field drops the credential unless the same request brings a new one.",
+			HelpSynopsis: "Configure where values come from.",
+			HelpDescription: "Changing any field but levels drops the credential unless the same request brings a new one. A new source, another place, login or CA, " +
+				"and a further level wait for a second person (proposals/source), and the login is written afterwards.",
 		},
 		{
 			Pattern:         "sources/(?P<name>[^/]+)/check$",
@@ -193,8 +194,6 @@ func (b *backend) sourceRead(ctx context.Context, req *logical.Request, d *frame
 	return map[string]any{"source": string(doc)}, nil
 }
 
-// sourceWrite deletes a credential that was for another place before it points
-// the source there, and writes a new one last.
 func (b *backend) sourceWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (map[string]any, error) {
 	name, err := sealed.ParseName("name", text(d, "name"))
 	if err != nil {
@@ -211,34 +210,70 @@ func (b *backend) sourceWrite(ctx context.Context, req *logical.Request, d *fram
 	case given && (cred.(string) == "" || len(cred.(string)) > maxCredential):
 		return nil, invalid("credential", "wants 1 byte to 8 KiB")
 	}
-	s := req.Storage
-	defer b.locks.lock(storeSources + string(name))()
-	old, err := loadSource(ctx, s, name)
+	if !given {
+		return b.putSource(ctx, req, cfg, nil, nil)
+	}
+	login := []byte(cred.(string))
+	defer clear(login)
+	return b.putSource(ctx, req, cfg, login, nil)
+}
+
+// putSource deletes a credential that was for another place before it points
+// the source there, and writes a new one last. A login that comes with what
+// becomes a proposal is not kept: it has no place yet.
+func (b *backend) putSource(ctx context.Context, req *logical.Request, cfg sealed.SourceConfig, login []byte, yes *consent) (map[string]any, error) {
+	s, name := req.Storage, string(cfg.Name)
+	defer b.locks.lock(storeSources + name)()
+	old, err := loadSource(ctx, s, cfg.Name)
 	if err != nil && !isNotFound(err) {
 		return nil, err
 	}
-	moved := err == nil && placeOf(old) != placeOf(cfg)
-	body := map[string]any{"source": name, "type": cfg.Type, "moved": moved, "credential_written": given}
-	if err := b.change(ctx, req, "source.changed", body); err != nil {
+	exists := err == nil
+	answer, err := b.gate(ctx, req, widening{kind: sealed.ProposalSource, target: name,
+		before: sourceText(old, exists), after: textOf(cfg), widens: sourceWidens(old, cfg, exists)}, yes)
+	if answer != nil || err != nil {
+		if answer != nil {
+			answer["credential_dropped"] = login != nil
+		}
+		return answer, err
+	}
+	moved := exists && placeOf(old) != placeOf(cfg)
+	body := map[string]any{"source": name, "type": cfg.Type, "moved": moved, "credential_written": login != nil}
+	if err := b.change(ctx, req, "source.changed", yes.sign(body)); err != nil {
 		return nil, err
 	}
 	defer b.nouns.sources.drop()
 	if moved {
-		if err := s.Delete(ctx, storeSourceCreds+string(name)); err != nil {
+		if err := s.Delete(ctx, storeSourceCreds+name); err != nil {
 			return nil, fmt.Errorf("dropping credential: %w", err)
 		}
 	}
-	if err := put(ctx, s, storeSources+string(name), cfg); err != nil {
+	if err := put(ctx, s, storeSources+name, cfg); err != nil {
 		return nil, err
 	}
-	if given {
-		row := sourceCredential{For: placeOf(cfg), Credential: []byte(cred.(string))}
-		defer clear(row.Credential)
-		if err := put(ctx, s, storeSourceCreds+string(name), row); err != nil {
+	if login != nil {
+		if err := put(ctx, s, storeSourceCreds+name, sourceCredential{For: placeOf(cfg), Credential: login}); err != nil {
 			return nil, err
 		}
 	}
-	return map[string]any{"credential_dropped": moved && !given}, nil
+	return map[string]any{"credential_dropped": moved && login == nil}, nil
+}
+
+// sourceText is the text of a source's configuration; none is empty.
+func sourceText(cfg sealed.SourceConfig, exists bool) string {
+	if !exists {
+		return ""
+	}
+	cfg.HasCredential = false
+	return textOf(cfg)
+}
+
+func sourceTextNow(ctx context.Context, s logical.Storage, name sealed.Name) (string, error) {
+	cfg, err := loadSource(ctx, s, name)
+	if isNotFound(err) {
+		return "", nil
+	}
+	return sourceText(cfg, err == nil), err
 }
 
 func parseSource(name sealed.Name, doc string) (sealed.SourceConfig, error) {
@@ -265,6 +300,9 @@ func (b *backend) sourceDelete(ctx context.Context, req *logical.Request, d *fra
 	if err != nil || !exists {
 		return nil, err
 	}
+	if err := b.keepNarrow(ctx, s, name); err != nil {
+		return nil, err
+	}
 	force, _ := d.Get("force").(bool)
 	if !force {
 		user, err := b.profileUsing(ctx, s, name)
@@ -286,6 +324,23 @@ func (b *backend) sourceDelete(ctx context.Context, req *logical.Request, d *fra
 		return nil, fmt.Errorf("deleting source: %w", err)
 	}
 	return nil, nil
+}
+
+// keepNarrow refuses to delete a row of the built-in source without which more
+// levels may name it than before: that is a change to write, and to confirm.
+func (b *backend) keepNarrow(ctx context.Context, s logical.Storage, name sealed.Name) error {
+	if name != sealed.SourceBuiltin {
+		return nil
+	}
+	old, err := loadSource(ctx, s, name)
+	if err != nil {
+		return err
+	}
+	cfg, err := b.config(ctx, s)
+	if err != nil || cfg.SecondPersonOff || len(sourceWidens(old, sealed.SourceConfig{Name: name, Type: sealed.SourceBuiltin}, true)) == 0 {
+		return err
+	}
+	return fmt.Errorf("deleting source: without its row more levels may name it; write the levels instead: %w", sealed.ErrConflict)
 }
 
 func (b *backend) sourceCheck(ctx context.Context, req *logical.Request, d *framework.FieldData) (map[string]any, error) {

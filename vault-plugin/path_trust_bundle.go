@@ -50,7 +50,7 @@ func (b *backend) pathTrustBundle() []*framework.Path {
 		},
 		HelpSynopsis: "Whose SVIDs the mount accepts.",
 		HelpDescription: "A bundle replaces the stored one only when its sequence is higher; the same sequence with other content is refused. " +
-			"In this version one holder of sealed-root can add a CA this way; a second person is asked for in a later version.",
+			"A push that adds an authority, and another endpoint or CA, wait for a second person (proposals/trust).",
 	}}
 }
 
@@ -111,30 +111,97 @@ func (b *backend) trustRead(ctx context.Context, req *logical.Request, _ *framew
 	}, nil
 }
 
+// A trustPush is what is written by hand. Nil leaves what is there.
+type trustPush struct {
+	Bundle   *string `json:"bundle,omitempty"`
+	Endpoint *string `json:"endpoint,omitempty"`
+	CA       string  `json:"ca,omitempty"`
+}
+
+// parseTrustPush reads the text of a proposal.
+func parseTrustPush(doc string) (trustPush, error) {
+	var p trustPush
+	if err := sealed.Decode([]byte(doc), maxProposal, &p); err != nil {
+		return p, fmt.Errorf("reading proposal: %w", err)
+	}
+	return p, p.validate()
+}
+
+func (p trustPush) validate() error {
+	switch {
+	case p.Bundle == nil && p.Endpoint == nil:
+		return invalid("bundle", "wants a bundle or an endpoint")
+	case p.Endpoint == nil && p.CA != "":
+		return invalid("ca", "only together with endpoint")
+	case p.Endpoint != nil:
+		return validateEndpoint(*p.Endpoint, p.CA)
+	}
+	return nil
+}
+
+// text is that part of a row which the push replaces; of no row it is empty.
+func (p trustPush) text(row trustRow) string {
+	if row == (trustRow{}) {
+		return ""
+	}
+	old := trustPush{}
+	if p.Endpoint != nil {
+		old.Endpoint, old.CA = &row.Endpoint, row.CA
+	}
+	if p.Bundle != nil {
+		old.Bundle = &row.Document
+	}
+	return textOf(old)
+}
+
+// trustTextNow is what the push in a proposal would replace now.
+func trustTextNow(ctx context.Context, s logical.Storage, content string) (string, error) {
+	p, err := parseTrustPush(content)
+	if err != nil {
+		return "", err
+	}
+	var row trustRow
+	_, err = get(ctx, s, storeTrustBundle, &row)
+	return p.text(row), err
+}
+
 func (b *backend) trustWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (map[string]any, error) {
-	document, pushed := d.GetOk("bundle")
-	endpoint, moved := d.GetOk("endpoint")
-	if !pushed && !moved {
-		return nil, invalid("bundle", "wants a bundle or an endpoint")
-	}
-	ca := text(d, "ca")
-	if !moved && ca != "" {
-		return nil, invalid("ca", "only together with endpoint")
-	}
-	if moved {
-		if err := validateEndpoint(endpoint.(string), ca); err != nil {
-			return nil, err
+	p := trustPush{CA: text(d, "ca")}
+	for field, to := range map[string]**string{"bundle": &p.Bundle, "endpoint": &p.Endpoint} {
+		if v, ok := d.GetOk(field); ok {
+			given := v.(string)
+			*to = &given
 		}
 	}
-	return nil, b.changeTrust(ctx, req.Storage, b.actor(req), func(row *trustRow) error {
-		if moved {
-			row.Endpoint, row.CA = endpoint.(string), ca
+	if err := p.validate(); err != nil {
+		return nil, err
+	}
+	return b.pushTrust(ctx, req, p, nil)
+}
+
+func (b *backend) pushTrust(ctx context.Context, req *logical.Request, p trustPush, yes *consent) (answer map[string]any, err error) {
+	cfg, err := b.config(ctx, req.Storage)
+	if err != nil {
+		return nil, err
+	}
+	gate := func(old, next trustRow) (bool, error) {
+		widens, err := trustWidens(cfg.TrustDomain, old, next)
+		if err != nil {
+			return false, err
 		}
-		if pushed {
-			row.Document = document.(string)
+		answer, err = b.gate(ctx, req, widening{kind: sealed.ProposalTrust, before: p.text(old), after: textOf(p), widens: widens}, yes)
+		return answer == nil, err
+	}
+	err = b.changeTrust(ctx, req.Storage, yes.sign(map[string]any{"by": b.actor(req)}), gate, func(row *trustRow) error {
+		if p.Endpoint != nil {
+			row.Endpoint, row.CA = *p.Endpoint, p.CA
+		}
+		if p.Bundle != nil {
+			row.Document = *p.Bundle
 		}
 		return nil
 	})
+	return answer, err
 }
 
 func validateEndpoint(endpoint, ca string) error {
@@ -151,9 +218,9 @@ func validateEndpoint(endpoint, ca string) error {
 	return nil
 }
 
-// changeTrust applies a change under one lock: validate, log, write. A row
-// that comes out the same is not written and not logged.
-func (b *backend) changeTrust(ctx context.Context, s logical.Storage, by string, change func(*trustRow) error) error {
+// changeTrust applies a change under one lock: validate, ask gate (nil: nobody is
+// asked), log, write. A row that comes out the same is not written and not logged.
+func (b *backend) changeTrust(ctx context.Context, s logical.Storage, body map[string]any, gate func(old, next trustRow) (bool, error), change func(*trustRow) error) error {
 	cfg, err := b.config(ctx, s)
 	if err != nil {
 		return err
@@ -175,10 +242,15 @@ func (b *backend) changeTrust(ctx context.Context, s logical.Storage, by string,
 	if row == old {
 		return nil
 	}
+	if gate != nil {
+		if now, err := gate(old, row); !now || err != nil {
+			return err
+		}
+	}
 	if row.Document != old.Document {
 		row.RefreshedAt = b.now().UTC()
 	}
-	body := map[string]any{"by": by, "sequence": row.Sequence, "endpoint_changed": row.Endpoint != old.Endpoint || row.CA != old.CA}
+	body["sequence"], body["endpoint_changed"] = row.Sequence, row.Endpoint != old.Endpoint || row.CA != old.CA
 	if _, err := b.record(ctx, s, audit.Event{Type: "trust.changed", Body: body, Essential: true}); err != nil {
 		return err
 	}
@@ -225,7 +297,7 @@ func (b *backend) refreshTrustBundle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return b.changeTrust(ctx, s, "endpoint", func(now *trustRow) error {
+	return b.changeTrust(ctx, s, map[string]any{"by": "endpoint"}, nil, func(now *trustRow) error {
 		if now.Endpoint != row.Endpoint || now.CA != row.CA {
 			return fmt.Errorf("refreshing trust bundle: the endpoint changed meanwhile: %w", sealed.ErrConflict)
 		}

@@ -21,7 +21,7 @@ func (b *backend) profileWrite(ctx context.Context, req *logical.Request, d *fra
 	if err != nil {
 		return nil, err
 	}
-	return b.newVersion(ctx, req, refOf(p), func(sealed.Profile) (sealed.Profile, error) { return p, nil })
+	return b.newVersion(ctx, req, refOf(p), func(sealed.Profile) (sealed.Profile, error) { return p, nil }, nil)
 }
 
 // profilePatch takes what is to change, as a JSON merge patch (RFC 7396): a
@@ -53,7 +53,32 @@ func (b *backend) profilePatch(ctx context.Context, req *logical.Request, d *fra
 			return old, err
 		}
 		return b.parseProfile(ctx, req.Storage, ref.Level, string(ref.Name), string(doc))
-	})
+	}, nil)
+}
+
+// applyProfile is a write or a deletion that a second person has confirmed.
+func (b *backend) applyProfile(ctx context.Context, req *logical.Request, ref sealed.ProfileRef, yes *consent) (map[string]any, error) {
+	if yes.object.Delete {
+		return b.endProfile(ctx, req, ref.Level, ref.Name, yes.object.Force, yes)
+	}
+	p, err := b.parseProfile(ctx, req.Storage, ref.Level, string(ref.Name), yes.object.Content)
+	if err != nil {
+		return nil, err
+	}
+	return b.newVersion(ctx, req, ref, func(sealed.Profile) (sealed.Profile, error) { return p, nil }, yes)
+}
+
+// profileText is the text of the newest version; none, or a deleted one, is empty.
+func (b *backend) profileText(ctx context.Context, s logical.Storage, level string, name sealed.ProfileName) (string, error) {
+	head, err := readHead(ctx, s, level, name)
+	if err != nil || !head.exists() {
+		return "", err
+	}
+	p, err := readVersion(ctx, s, sealed.ProfileRef{Level: level, Name: name, Version: head.Version})
+	if err != nil {
+		return "", err
+	}
+	return textOf(p), nil
 }
 
 func patched(old sealed.Profile, patch map[string]any) ([]byte, error) {
@@ -93,8 +118,9 @@ func mergePatch(target, patch any) any {
 }
 
 // newVersion makes the next version of a profile out of the newest one (the
-// zero Profile if there is none) if that has the version of ref.
-func (b *backend) newVersion(ctx context.Context, req *logical.Request, ref sealed.ProfileRef, change func(old sealed.Profile) (sealed.Profile, error)) (map[string]any, error) {
+// zero Profile if there is none) if that has the version of ref. What widens waits
+// for a second person.
+func (b *backend) newVersion(ctx context.Context, req *logical.Request, ref sealed.ProfileRef, change func(old sealed.Profile) (sealed.Profile, error), yes *consent) (map[string]any, error) {
 	s, key := req.Storage, profileKey(ref.Level, ref.Name)
 	defer b.locks.lock(key)()
 	head, err := readHead(ctx, s, ref.Level, ref.Name)
@@ -119,11 +145,19 @@ func (b *backend) newVersion(ctx context.Context, req *logical.Request, ref seal
 	if err != nil {
 		return nil, err
 	}
+	w := widening{kind: sealed.ProposalProfile, target: ref.Level + "/" + string(ref.Name), version: ref.Version,
+		after: textOf(p), widens: profileWidens(old, p, widened)}
+	if head.exists() {
+		w.before = textOf(old)
+	}
+	if answer, err := b.gate(ctx, req, w, yes); answer != nil || err != nil {
+		return answer, err
+	}
 	body := map[string]any{"profile": p.Name, "level": p.Level, "version": p.Version, "keys": changed, "widened": widened}
-	if err := b.change(ctx, req, "profile.changed", body); err != nil {
+	if err := b.change(ctx, req, "profile.changed", yes.sign(body)); err != nil {
 		return nil, err
 	}
-	if err := b.storeVersion(ctx, s, head, p, b.actor(req)); err != nil {
+	if err := b.storeVersion(ctx, s, head, p, yes.author(b.actor(req))); err != nil {
 		return nil, err
 	}
 	return map[string]any{"version": p.Version}, nil
@@ -193,6 +227,11 @@ func (b *backend) profileDelete(ctx context.Context, req *logical.Request, d *fr
 	if err := validateProfileRef(level, name); err != nil {
 		return nil, err
 	}
+	force, _ := d.Get("force").(bool)
+	return b.endProfile(ctx, req, level, name, force, nil)
+}
+
+func (b *backend) endProfile(ctx context.Context, req *logical.Request, level string, name sealed.ProfileName, force bool, yes *consent) (map[string]any, error) {
 	key := profileKey(level, name)
 	defer b.locks.lock(key)()
 	head, err := readHead(ctx, req.Storage, level, name)
@@ -203,7 +242,6 @@ func (b *backend) profileDelete(ctx context.Context, req *logical.Request, d *fr
 	if err != nil {
 		return nil, err
 	}
-	force, _ := d.Get("force").(bool)
 	if len(runs) > 0 && !force {
 		return nil, fmt.Errorf("deleting profile: %d live runs pin it (%s): %w", len(runs), firstFew(runs), sealed.ErrConflict)
 	}
@@ -211,16 +249,22 @@ func (b *backend) profileDelete(ctx context.Context, req *logical.Request, d *fr
 	if err != nil {
 		return nil, err
 	}
-	_, widened, err := b.profileChange(ctx, req.Storage, old, sealed.Profile{Level: level, Name: name})
+	none := sealed.Profile{Level: level, Name: name}
+	_, widened, err := b.profileChange(ctx, req.Storage, old, none)
 	if err != nil {
 		return nil, err
 	}
+	answer, err := b.gate(ctx, req, widening{kind: sealed.ProposalProfile, target: level + "/" + string(name), version: head.Version,
+		before: textOf(old), widens: profileWidens(old, none, widened), deletes: true, force: force}, yes)
+	if answer != nil || err != nil {
+		return answer, err
+	}
 	body := map[string]any{"profile": name, "level": level, "version": head.Version, "widened": widened, "forced": len(runs) > 0, "runs": len(runs)}
-	if err := b.change(ctx, req, "profile.deleted", body); err != nil {
+	if err := b.change(ctx, req, "profile.deleted", yes.sign(body)); err != nil {
 		return nil, err
 	}
 	defer b.nouns.newest.forget(headKey(level, name))
-	return nil, put(ctx, req.Storage, key+"current", head.next(profileNote{Version: head.Version, Deleted: true, By: b.actor(req), At: b.now().UTC()}))
+	return nil, put(ctx, req.Storage, key+"current", head.next(profileNote{Version: head.Version, Deleted: true, By: yes.author(b.actor(req)), At: b.now().UTC()}))
 }
 
 // runsPinning are the live runs that pin a version of a profile, oldest first.

@@ -311,7 +311,7 @@ func (w *world) open() {
 
 func (w *world) configure() {
 	w.t.Helper()
-	w.must("op", "config", map[string]any{"tenant": testTenant, "trust_domain": testTD, "agent_accessor": jwtMount})
+	w.must("op", "config", map[string]any{"tenant": testTenant, "trust_domain": testTD, "agent_accessor": jwtMount, "second_person": false})
 	td := spiffeid.RequireTrustDomainFromString(testTD)
 	bundle := spiffebundle.New(td)
 	bundle.AddX509Authority(w.ca)

@@ -27,6 +27,7 @@ const (
 	storeIdempotency = "idempotency/"       // <sha256 of requester and key>: run id
 	storeGrants      = "grant/"             // <run>/<grant>: grantRow
 	storeApprovals   = "approval/"          // <id>: approvalRow
+	storeProposals   = "proposal/"          // <kind>/<id>: proposalRow
 	storeRevocations = "revocation/"        // <id>
 	storeRecords     = "record/"            // <run>: DSSE envelope
 	storeLog         = "log/"               // internal/audit

@@ -141,6 +141,9 @@ func (a *app) showStack(s devstack.Status) error {
 		for _, v := range s.Servers {
 			row(w, "server", v.Name+" "+v.Version)
 		}
+		if s.OnePerson {
+			row(w, "warning", "one person can widen what agents reach: a stack for one machine asks no second")
+		}
 	})
 }
 

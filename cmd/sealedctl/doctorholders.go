@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"sealed.dev/sealed/internal/install"
 	"sealed.dev/sealed/internal/vaultclient"
 )
 
@@ -25,6 +26,10 @@ type census struct {
 	c       *vaultclient.Client
 	left    int                 // reads
 	holders map[string][]string // by policy
+
+	people  map[string]string   // names by entity id
+	members map[string][]string // entity ids by holder, for groups
+	whose   map[string]string   // entity ids by holder, for persons and their logins
 }
 
 // checkHolders lists who holds what: every policy that reaches the mount or all
@@ -32,7 +37,7 @@ type census struct {
 // may not look is told so; that is the usual case and no fault.
 func checkHolders(ctx context.Context, e *vaultclient.Engine) []check {
 	const name = "who holds what"
-	s := census{c: e.Client(), left: doctorReads, holders: map[string][]string{}}
+	s := census{c: e.Client(), left: doctorReads, holders: map[string][]string{}, people: map[string]string{}, members: map[string][]string{}, whose: map[string]string{}}
 	if err := s.policies(ctx, e.Mount()); err != nil {
 		return []check{bad(checkSkip, name, "ask with the token of who administers Vault", "this token may not read Vault's policies")}
 	}
@@ -53,6 +58,7 @@ func checkHolders(ctx context.Context, e *vaultclient.Engine) []check {
 		}
 		out = append(out, ok(name, "%s: %s", policy, held))
 	}
+	out = append(out, s.together(e.Mount())...)
 	if len(missed) > 0 {
 		out = append(out, bad(checkSkip, name, "ask with the token of who administers Vault", "this token may not read %s", join(missed)))
 	}
@@ -127,14 +133,58 @@ func (s *census) each(ctx context.Context, list, one string, f func(name string,
 func (s *census) groups(ctx context.Context) error {
 	return s.each(ctx, "identity/group/name", "identity/group/name/", func(name string, doc map[string]any) {
 		members, _ := doc["member_entity_ids"].([]any)
-		s.hold(fmt.Sprintf("group %s (%s)", name, describe(len(members), "person")), doc, "policies")
+		who := fmt.Sprintf("group %s (%s)", name, describe(len(members), "person"))
+		for _, id := range members {
+			s.members[who] = append(s.members[who], fmt.Sprint(id))
+		}
+		s.hold(who, doc, "policies")
 	})
 }
 
 func (s *census) persons(ctx context.Context) error {
 	return s.each(ctx, "identity/entity/name", "identity/entity/name/", func(name string, doc map[string]any) {
+		id := fmt.Sprint(doc["id"])
+		s.people[id], s.whose["person "+name] = name, id
+		aliases, _ := doc["aliases"].([]any)
+		for _, a := range aliases {
+			alias, _ := a.(map[string]any)
+			kind, _ := alias["mount_type"].(string)
+			s.whose[fmt.Sprintf("%v%s/%v", alias["mount_path"], authLists[kind], alias["name"])] = id
+		}
 		s.hold("person "+name, doc, "policies")
 	})
+}
+
+// reaching are roles that together reach a value where no second person is asked:
+// who says where it may go, or who is an agent, and who starts the run.
+var reaching = [][2]string{{"sealed-profiles", "sealed-operator"}, {"sealed-root", "sealed-operator"}}
+
+// together names the persons who hold two roles that reach a value together,
+// whether by a login, by their entity or by a group.
+func (s *census) together(mount string) []check {
+	holds := map[string][]string{} // policies by entity id
+	for policy, holders := range s.holders {
+		for _, who := range holders {
+			for _, id := range append(slices.Clone(s.members[who]), s.whose[who]) {
+				holds[id] = append(holds[id], policy)
+			}
+		}
+	}
+	delete(holds, "")
+	var out []check
+	for _, id := range slices.Sorted(maps.Keys(holds)) {
+		for _, pair := range reaching {
+			a, b := install.PolicyName(mount, pair[0]), install.PolicyName(mount, pair[1])
+			if slices.Contains(holds[id], a) && slices.Contains(holds[id], b) {
+				name := s.people[id]
+				if name == "" {
+					name = id
+				}
+				out = append(out, bad(checkWarn, "who holds what", "give the roles to different people", "person %s holds %s and %s: together they reach a value unless a second person says no", name, a, b))
+			}
+		}
+	}
+	return out
 }
 
 func (s *census) logins(ctx context.Context) error {

@@ -36,7 +36,7 @@ func (a *app) checkVault(ctx context.Context) []check {
 	engine := checkEngine(ctx, e)
 	checks = append(checks, engine)
 	if engine.State != checkFail {
-		checks = append(checks, checkConfigured(ctx, e), checkPolicy(ctx, e, time.Now()))
+		checks = append(checks, checkConfigured(ctx, e), checkPolicy(ctx, e, time.Now()), checkSecondPerson(ctx, e))
 	}
 	checks = append(checks, checkPowers(ctx, e)...)
 	return append(checks, checkHolders(ctx, e)...)
@@ -105,6 +105,20 @@ func checkConfigured(ctx context.Context, e *vaultclient.Engine) check {
 		return bad(checkFail, name, "write "+e.Mount()+"/config", "the mount is not configured, or can't write its log: %v", err)
 	}
 	return ok(name, "the mount is configured and its log has a head")
+}
+
+// checkSecondPerson says whether one person can widen what agents reach.
+func checkSecondPerson(ctx context.Context, e *vaultclient.Engine) check {
+	const name = "second person"
+	switch on, err := e.SecondPerson(ctx); {
+	case errors.Is(err, sealed.ErrDenied):
+		return bad(checkSkip, name, "ask with the token of who configures the mount", "this token may not read the mount's configuration")
+	case err != nil:
+		return bad(checkSkip, name, "write "+e.Mount()+"/config", "the mount's configuration can't be read: %v", err)
+	case !on:
+		return bad(checkWarn, name, "vault write "+e.Mount()+"/config second_person=true", "one person can widen what agents reach: nobody confirms it")
+	}
+	return ok(name, "a change that widens waits for another person")
 }
 
 // soon is when an expiry is worth a warning.

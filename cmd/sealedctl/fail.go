@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"sealed.dev/sealed/internal/sealed"
+	"sealed.dev/sealed/internal/vaultclient"
 )
 
 // The rules of what a person reads when something fails: at most three lines.
@@ -39,6 +40,12 @@ func (a *app) fail(err error) int {
 	var status *statusError
 	if errors.As(err, &status) {
 		return status.status
+	}
+	var waits *vaultclient.ProposedError
+	if errors.As(err, &waits) {
+		if perr := a.printProposed(waits.Proposed); perr != nil {
+			err = errors.Join(err, perr)
+		}
 	}
 	msg := strings.TrimSpace(err.Error())
 	_, _ = fmt.Fprintf(a.stderr, "sealedctl: %s\n", clip(msg))

@@ -8,6 +8,7 @@ import (
 
 	"sealed.dev/sealed/internal/sandbox"
 	"sealed.dev/sealed/internal/sealed"
+	"sealed.dev/sealed/internal/vaultclient"
 )
 
 // hints are the next things to try, for what Vault, the engine, the policy's
@@ -22,6 +23,7 @@ var hints = [...]struct {
 	{sealed.ErrApprovalRequired, "", "sealedctl approvals list"},
 	{sealed.ErrUnavailable, "Vault is sealed", "vault operator unseal"},
 	{sealed.ErrUnavailable, "certificate signed by unknown authority", "set VAULT_CACERT to the file with Vault's CA"},
+	{sealed.ErrUnavailable, "until config/attest-rollback", "sealedctl audit rollback show"},
 	{sealed.ErrUnavailable, "", "sealedctl doctor"},
 	{sealed.ErrConflict, "expired", "ask for it again"},
 	{sealed.ErrConflict, "", "read it again; somebody else changed it"},
@@ -48,6 +50,10 @@ func hintOf(err error) string {
 	var hint *hintError
 	if errors.As(err, &hint) {
 		return hint.hint
+	}
+	var waits *vaultclient.ProposedError
+	if errors.As(err, &waits) {
+		return "as another person: sealedctl proposals confirm " + string(waits.ID)
 	}
 	for _, h := range hints {
 		if errors.Is(err, h.is) && strings.Contains(err.Error(), h.words) {

@@ -43,7 +43,7 @@ type targetFlags struct {
 	parents, agents                           []string
 	launchers                                 []int
 	relay                                     map[string]string
-	prune, noBuiltin                          bool
+	prune, noBuiltin, second                  bool
 	plugin                                    pluginFlags
 }
 
@@ -58,6 +58,7 @@ func (f *targetFlags) register(cmd *cobra.Command) {
 	fl.StringVar(&f.person, "person-claim", "", "entity metadata that names the human (default: the entity is the person)")
 	fl.StringVar(&f.policyKey, "policy-key", "", "signing key: its public half and the default policy are put in if there are none")
 	fl.StringVar(&f.policyKeyID, "policy-key-id", "policy-1", "id of that key")
+	fl.BoolVar(&f.second, "second-person", true, "what widens waits for a second person (=false: not on a mount made now)")
 	fl.BoolVar(&f.noBuiltin, "no-builtin", false, "do not add the engine's own store as the source builtin")
 	fl.StringVar(&f.trustFile, "trust-file", "", "write the hosts' trust file here (wants --ca-file)")
 	fl.StringVar(&f.hostTrustFile, "host-trust-file", defaultTrustFile, "where the hosts have it")
@@ -79,7 +80,7 @@ func (f *targetFlags) register(cmd *cobra.Command) {
 func (f targetFlags) target(ctx context.Context, a *app, c *vaultclient.Client) (install.Target, error) {
 	t := install.Target{
 		Mount: a.mount, Tenant: sealed.Name(f.tenant), TrustDomain: f.trustDomain, AuthMount: f.authMount, Audience: f.audience,
-		BundleEndpoint: f.bundleEndpoint, PersonClaim: f.person, Builtin: !f.noBuiltin,
+		BundleEndpoint: f.bundleEndpoint, PersonClaim: f.person, Builtin: !f.noBuiltin, OnePerson: !f.second,
 	}
 	if f.tenant == "" || f.trustDomain == "" || f.bundleEndpoint == "" || f.bundleCA == "" {
 		return t, usagef("wants a tenant, --trust-domain, --bundle-endpoint and --bundle-ca")

@@ -33,7 +33,7 @@ Whoever has the signing key decides what agents may have: keep it apart.
   sealedctl policy upload --default --key policy-key.pem
   sealedctl policy replay --since 24h`,
 		newPolicyInitCmd(a), newPolicyFmtCmd(a), newPolicyCheckCmd(a), newPolicyTestCmd(a), newPolicyEvalCmd(a),
-		newPolicyBuildCmd(a), newPolicySignCmd(a), newPolicyVerifyCmd(a), newPolicyUploadCmd(a), newPolicyStatusCmd(a), newPolicyKeygenCmd(a),
+		newPolicyBuildCmd(a), newPolicySignCmd(a), newPolicyVerifyCmd(a), newPolicyUploadCmd(a), newPolicyStatusCmd(a), newPolicyKeygenCmd(a), newPolicyKeysCmd(a),
 		newPolicyDecisionsCmd(a), newPolicyReplayCmd(a), newPolicyDiffCmd(a), newPolicyExplainCmd(a))
 }
 
@@ -54,7 +54,7 @@ func keyIDOf(ctx context.Context, e *vaultclient.Engine, key crypto.Signer) (str
 		}
 	}
 	return "", &hintError{err: fmt.Errorf("signing policy: the engine does not know this key: %w", sealed.ErrDenied),
-		hint: "add its public half to config/policy-keys, or name it with --key-id"}
+		hint: "sealedctl policy keys add, or name it with --key-id"}
 }
 
 // readSigningKey reads a PKCS #8 P-256 key. A file that others may read is

@@ -67,6 +67,10 @@ func (a *app) editProfile(ctx context.Context, e *vaultclient.Engine, old sealed
 		p.Version = old.Version
 		err = a.writeProfile(ctx, e, p)
 	}
+	var waits *vaultclient.ProposedError
+	if errors.As(err, &waits) { // the engine has the text now
+		return errors.Join(err, os.Remove(draft.Name()))
+	}
 	if err != nil {
 		return &hintError{err: err, hint: "mend the draft, then: sealedctl profile update -f " + draft.Name()}
 	}

@@ -105,6 +105,10 @@ func createSource(ctx context.Context, a *app, f sourceFlags, name string) error
 		credential = oneLine(raw)
 	}
 	dropped, err := e.WriteSource(ctx, cfg, credential)
+	var waits *vaultclient.ProposedError
+	if errors.As(err, &waits) && waits.LoginDropped {
+		a.talk("the login was not kept: give it with --replace once the source is confirmed")
+	}
 	if err != nil {
 		return err
 	}

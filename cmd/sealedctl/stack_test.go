@@ -13,6 +13,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"sealed.dev/sealed/internal/devstack"
+	"sealed.dev/sealed/internal/install"
 	"sealed.dev/sealed/internal/sealed"
 )
 
@@ -34,10 +35,11 @@ func TestStackScript(t *testing.T) {
 	t.Run("group", func(t *testing.T) {
 		testscript.Run(t, testscript.Params{Dir: "testdata/script/stack", Setup: setup(env), RequireExplicitExec: true,
 			Cmds: commands(map[string]func(*testscript.TestScript, bool, []string){
-				"login":   func(ts *testscript.TestScript, _ bool, args []string) { cmdLogin(ts, stack, args) },
-				"enqueue": func(ts *testscript.TestScript, _ bool, args []string) { cmdEnqueue(ts, stack, args) },
-				"newuser": func(ts *testscript.TestScript, _ bool, args []string) { cmdNewUser(ts, stack, args) },
-				"fetch":   cmdFetch,
+				"login":       func(ts *testscript.TestScript, _ bool, args []string) { cmdLogin(ts, stack, args) },
+				"enqueue":     func(ts *testscript.TestScript, _ bool, args []string) { cmdEnqueue(ts, stack, args) },
+				"newuser":     func(ts *testscript.TestScript, _ bool, args []string) { cmdNewUser(ts, stack, args) },
+				"strictmount": func(ts *testscript.TestScript, _ bool, args []string) { cmdStrictMount(ts, stack, args) },
+				"fetch":       cmdFetch,
 			})})
 	})
 }
@@ -66,6 +68,7 @@ func startStack(t *testing.T) *devstack.Stack {
 	begun := time.Now()
 	stack, err := devstack.Up(t.Context(), devstack.Config{
 		Dir: filepath.Join(dir, "s"), Self: []string{self, "dev", "authority"}, DieWithParent: true,
+		Programs: os.Getenv("SEALED_PROGRAMS"), // ready-built; empty: they are built
 		Progress: func(step string, _, _ int64) { t.Logf("%8v %s", time.Since(begun).Round(time.Millisecond), step) },
 	})
 	if err != nil {
@@ -134,6 +137,32 @@ func cmdNewUser(ts *testscript.TestScript, stack *devstack.Stack, args []string)
 	l, err := root.Login(ctx, "auth/userpass/login/"+args[0], map[string]any{"password": password})
 	ts.Check(err)
 	ts.Setenv("VAULT_TOKEN", string(l.Token))
+}
+
+// cmdStrictMount: strictmount NAME makes a mount of its own, with its policies,
+// that asks a second person for what widens. An entity is a person there.
+func cmdStrictMount(ts *testscript.TestScript, stack *devstack.Stack, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: strictmount NAME")
+	}
+	ctx := context.Background()
+	root, err := stack.Root()
+	ts.Check(err)
+	mounts, err := root.Read(ctx, "sys/mounts", nil)
+	ts.Check(err)
+	ours, _ := mounts[devstack.Mount+"/"].(map[string]any)
+	cfg, err := root.Read(ctx, devstack.Mount+"/config", nil)
+	ts.Check(err)
+	all, err := install.RenderPolicies(args[0])
+	ts.Check(err)
+	_, err = root.Write(ctx, "sys/mounts/"+args[0], map[string]any{"type": ours["type"]})
+	ts.Check(err)
+	_, err = root.Write(ctx, args[0]+"/config", map[string]any{"tenant": args[0], "trust_domain": cfg["trust_domain"], "agent_accessor": cfg["agent_accessor"], "allow_embedded": true})
+	ts.Check(err)
+	for name, text := range all {
+		_, err := root.Write(ctx, "sys/policies/acl/"+name, map[string]any{"policy": text})
+		ts.Check(err)
+	}
 }
 
 // cmdEnqueue: enqueue VAR AGENT PROFILE enqueues a run as operator without

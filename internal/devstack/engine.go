@@ -102,6 +102,7 @@ func (b *bringUp) configureEngine(ctx context.Context) error {
 	_, err = b.root.Write(ctx, Mount+"/config", map[string]any{
 		"tenant": string(b.cfg.Tenant), "trust_domain": b.state.TrustDomain, "agent_accessor": accessor,
 		"person_claim": personClaim, "allow_embedded": b.cfg.Identity == IdentityEmbedded,
+		"second_person": false, // on this machine one person plays them all
 	})
 	if err != nil {
 		return err

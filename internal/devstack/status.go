@@ -34,7 +34,8 @@ type Status struct {
 	InitPath     string          `json:"init_path"`
 	AgentPath    string          `json:"agent_path"` // of the command sealed
 	Launchers    []int           `json:"launchers"`
-	Vault        string          `json:"vault"` // unreachable, sealed, standby or active
+	Vault        string          `json:"vault"`      // unreachable, sealed, standby or active
+	OnePerson    bool            `json:"one_person"` // a change that widens waits for nobody
 	Processes    []ProcessStatus `json:"processes"`
 	Servers      []ServerStatus  `json:"servers"`
 }
@@ -68,6 +69,9 @@ func (s *Stack) Status(ctx context.Context) Status {
 		AuditFile: s.l.vaultAudit(), InitPath: s.l.bin(binInit), AgentPath: s.l.bin(binAgent),
 		Launchers: now.Launchers, Vault: s.vaultHealth(ctx),
 		Processes: []ProcessStatus{}, Servers: []ServerStatus{},
+	}
+	if out.Vault == "active" {
+		out.OnePerson = s.onePerson(ctx)
 	}
 	boot, err := bootID()
 	alive := 0
@@ -108,6 +112,17 @@ func (s *Stack) vaultHealth(ctx context.Context) string {
 		return "standby"
 	}
 	return "active"
+}
+
+// onePerson reports whether the engine says that it asks no second person.
+func (s *Stack) onePerson(ctx context.Context) bool {
+	root, err := s.Root()
+	if err != nil {
+		return false
+	}
+	cfg, err := root.Read(ctx, Mount+"/config", nil)
+	second, told := cfg["second_person"].(bool)
+	return err == nil && told && !second
 }
 
 // connects reports whether somebody listens on a Unix socket.

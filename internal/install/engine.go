@@ -10,6 +10,7 @@ import (
 	"strconv"
 
 	"sealed.dev/sealed/internal/sealed"
+	"sealed.dev/sealed/internal/vaultclient"
 )
 
 // config binds the mount to tenant, trust domain and the auth mount that its agents
@@ -54,9 +55,41 @@ func (t target) config() step {
 		}
 		if have == nil {
 			want["tenant"], want["trust_domain"], want["allow_embedded"] = string(t.Tenant), t.TrustDomain, t.AllowEmbedded
+			want["second_person"] = false // until everything is in: see secondPerson
 		}
-		_, err = t.c.Write(ctx, t.Mount+"/config", want)
+		return t.write(ctx, "config", want)
+	}
+	return s
+}
+
+// write changes a path of the engine. On a mount that is complete a change that
+// widens waits for a second person: then the step has failed, and goes on when the
+// proposal is confirmed.
+func (t target) write(ctx context.Context, path string, body map[string]any) error {
+	answer, err := t.c.Write(ctx, t.Mount+"/"+path, body)
+	if err != nil {
 		return err
+	}
+	return vaultclient.AsProposed(t.Mount+"/"+path, answer)
+}
+
+// secondPerson is the last step for the engine. From then on a change that widens
+// takes two persons; this job, whose token is above every wall of the engine, was
+// one.
+func (t target) secondPerson() step {
+	s := step{name: "second-person", what: "a second person for every change that widens"}
+	s.look = func(ctx context.Context) (found, error) {
+		have, err := read(ctx, t.c, t.Mount+"/config", nil)
+		switch on, _ := have["second_person"].(bool); {
+		case err != nil:
+			return found{}, err
+		case on:
+			return same("")
+		}
+		return absent("from then on: sealedctl proposals")
+	}
+	s.apply = func(ctx context.Context) error {
+		return t.write(ctx, "config", map[string]any{"second_person": true})
 	}
 	return s
 }
@@ -105,8 +138,7 @@ func (t target) trustBundle() step {
 		if t.Bundle != "" && text(have, "bundle") == "" {
 			body["bundle"] = t.Bundle
 		}
-		_, err = t.c.Write(ctx, t.Mount+"/config/trust-bundle", body)
-		return err
+		return t.write(ctx, "config/trust-bundle", body)
 	}
 	return s
 }
@@ -139,8 +171,7 @@ func (t target) policyKeys() step {
 		if err != nil {
 			return err
 		}
-		_, err = t.c.Write(ctx, t.Mount+"/config/policy-keys", map[string]any{"keys": string(doc)})
-		return err
+		return t.write(ctx, "config/policy-keys", map[string]any{"keys": string(doc)})
 	}
 	return s
 }

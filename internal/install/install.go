@@ -80,6 +80,9 @@ type Target struct {
 	// AllowEmbedded makes a mount for the embedded authority of one machine. It
 	// counts at the first configuration only.
 	AllowEmbedded bool
+	// OnePerson leaves a mount that is configured now without the second person
+	// whom a change that widens waits for. It never switches that off.
+	OnePerson bool
 	// PolicyKeys are public keys (PEM) by id that may sign policies, written if
 	// there are none yet; PolicyBundle is a signed bundle, uploaded if none is in force.
 	PolicyKeys   map[string]string
@@ -201,6 +204,9 @@ func Install(c *vaultclient.Client, t Target) (*Job, error) {
 	}
 	if t.Builtin {
 		steps = append(steps, x.builtin())
+	}
+	if !t.OnePerson {
+		steps = append(steps, x.secondPerson())
 	}
 	if t.SPIRE != nil && t.SPIRE.Socket != "" {
 		steps = append(steps, x.entries())

@@ -3,6 +3,7 @@ package vaultclient
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"time"
 
 	"sealed.dev/sealed/internal/sealed"
@@ -73,6 +74,64 @@ func (e *Engine) PolicyKeys(ctx context.Context) (map[string]string, error) {
 	}
 	var keys map[string]string
 	return keys, f.document("keys", &keys)
+}
+
+// A PolicyKeySet is the set of keys that may sign policies: PEM by id.
+type PolicyKeySet struct {
+	Keys    map[string]string `json:"keys"`
+	Version int               `json:"version"` // rises with every change; 0: there is no set yet
+}
+
+// PolicyKeySet reads the set; none yet is the zero one.
+func (e *Engine) PolicyKeySet(ctx context.Context) (PolicyKeySet, error) {
+	f, err := e.read(ctx, nil, "config", "policy-keys")
+	if errors.Is(err, sealed.ErrNotFound) {
+		return PolicyKeySet{Keys: map[string]string{}}, nil
+	}
+	if err != nil {
+		return PolicyKeySet{}, err
+	}
+	var out PolicyKeySet
+	if err := f.document("keys", &out.Keys); err != nil {
+		return out, err
+	}
+	out.Version, err = f.int("version")
+	return out, err
+}
+
+// WritePolicyKeys replaces the set. A set with a key that was not there wants sign,
+// which returns a signature of the message by a key that is, and its id
+// (sealed.PolicyKeysMessage); with a nil sign it waits for a second person, which is
+// a *ProposedError. To sign, the token has to read the mount's configuration.
+func (e *Engine) WritePolicyKeys(ctx context.Context, next PolicyKeySet, sign func(message []byte) (id string, signature []byte, err error)) (version int, err error) {
+	doc, err := encode("policy keys", next.Keys)
+	if err != nil {
+		return 0, err
+	}
+	data := map[string]any{"keys": doc}
+	if sign != nil {
+		cfg, err := e.read(ctx, nil, "config")
+		if err != nil {
+			return 0, err
+		}
+		tenant, err := cfg.text("tenant")
+		if err != nil {
+			return 0, err
+		}
+		id, sig, err := sign(sealed.PolicyKeysMessage(sealed.Name(tenant), next.Version+1, doc))
+		if err != nil {
+			return 0, err
+		}
+		data["signed_by"], data["signature"] = id, base64.StdEncoding.EncodeToString(sig)
+	}
+	f, err := e.write(ctx, data, "config", "policy-keys")
+	if err == nil {
+		err = f.proposed()
+	}
+	if err != nil {
+		return 0, err
+	}
+	return f.int("version")
 }
 
 // Decide asks the bundle in force about an input, without any effect.

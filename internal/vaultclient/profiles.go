@@ -79,6 +79,7 @@ func (e *Engine) Profile(ctx context.Context, level string, name sealed.ProfileN
 
 // WriteProfile writes a new version where p.Version is the newest one now (0:
 // there must be none), and returns its number. Otherwise it is sealed.ErrConflict.
+// One that waits for a second person is a *ProposedError.
 func (e *Engine) WriteProfile(ctx context.Context, p sealed.Profile) (version int, err error) {
 	if err := profileRef(p.Level, p.Name); err != nil {
 		return 0, err
@@ -88,6 +89,9 @@ func (e *Engine) WriteProfile(ctx context.Context, p sealed.Profile) (version in
 		return 0, err
 	}
 	f, err := e.write(ctx, map[string]any{"profile": doc}, "profiles", p.Level, string(p.Name))
+	if err == nil {
+		err = f.proposed()
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -96,7 +100,7 @@ func (e *Engine) WriteProfile(ctx context.Context, p sealed.Profile) (version in
 
 // PatchProfile changes what a JSON merge patch (RFC 7396) says, where version is
 // the newest one, and returns the number of the new one. Otherwise it is
-// sealed.ErrConflict.
+// sealed.ErrConflict. One that waits for a second person is a *ProposedError.
 func (e *Engine) PatchProfile(ctx context.Context, level string, name sealed.ProfileName, version int, patch []byte) (int, error) {
 	if err := profileRef(level, name); err != nil {
 		return 0, err
@@ -109,21 +113,32 @@ func (e *Engine) PatchProfile(ctx context.Context, level string, name sealed.Pro
 	if s == nil {
 		return 0, fields{path: path}.malformed("version")
 	}
-	return fields{path, s.Data}.int("version")
+	f := fields{path, s.Data}
+	if err := f.proposed(); err != nil {
+		return 0, err
+	}
+	return f.int("version")
 }
 
 // DeleteProfile deletes a profile. One that is not there is no error. One that
 // live runs pin is sealed.ErrConflict, and the error names them, unless force
-// is given.
+// is given. One whose end would widen is a *ProposedError.
 func (e *Engine) DeleteProfile(ctx context.Context, level string, name sealed.ProfileName, force bool) error {
 	if err := profileRef(level, name); err != nil {
 		return err
 	}
-	var query map[string]string
+	path, query := e.path("profiles", level, string(name)), map[string][]string{}
 	if force {
-		query = map[string]string{"force": "true"}
+		query["force"] = []string{"true"}
 	}
-	return e.remove(ctx, query, "profiles", level, string(name))
+	s, err := e.c.api.Logical().DeleteWithDataWithContext(ctx, path, query)
+	if err != nil {
+		return edge("deleting", path, err)
+	}
+	if s == nil {
+		return nil
+	}
+	return fields{path, s.Data}.proposed()
 }
 
 // Preview shows what a run of requester (an entity id; empty: the token's own)

@@ -27,7 +27,7 @@ func (e *Engine) Source(ctx context.Context, name sealed.Name) (sealed.SourceCon
 
 // WriteSource writes a source. A nil credential leaves the stored one, unless
 // the source now points elsewhere: then it is dropped, and dropped is true. The
-// caller wipes credential.
+// caller wipes credential. A change that waits for a second person is a *ProposedError.
 func (e *Engine) WriteSource(ctx context.Context, s sealed.SourceConfig, credential []byte) (dropped bool, err error) {
 	if err := segment("source", string(s.Name)); err != nil {
 		return false, err
@@ -41,6 +41,9 @@ func (e *Engine) WriteSource(ctx context.Context, s sealed.SourceConfig, credent
 		data["credential"] = string(credential)
 	}
 	f, err := e.write(ctx, data, "sources", string(s.Name))
+	if err == nil {
+		err = f.proposed()
+	}
 	return f.bool("credential_dropped"), err
 }
 

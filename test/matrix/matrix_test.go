@@ -81,7 +81,7 @@ func (w *world) token(name string) string {
 
 // fill puts names into a template: of a run that lives, and of nothing else.
 func (w *world) fill(template string, r role) string {
-	return strings.NewReplacer("{self}", cmp.Or(r.entity, "nobody"), "{another}", "00000000-0000-0000-0000-000000000000", "{run}", string(w.live), "{id}", unknown, "{digest}", strings.Repeat("ab", 32), "{name}", "nothing", "{level}", "workflow", "{path}", "nothing/here",
+	return strings.NewReplacer("{self}", cmp.Or(r.entity, "nobody"), "{another}", "00000000-0000-0000-0000-000000000000", "{run}", string(w.live), "{id}", unknown, "{digest}", strings.Repeat("ab", 32), "{name}", "nothing", "{level}", "workflow", "{kind}", "profile", "{path}", "nothing/here",
 		"{key}", "KEY", "{seq}", "999999", "{act}", "stop", "{vote}", "approve").Replace(template)
 }
 
@@ -166,9 +166,9 @@ func (w *world) write(t *testing.T, rows map[string]string) {
 	for _, r := range w.roles {
 		names = append(names, w.pad(len(names), r.name))
 	}
-	fmt.Fprintf(&b, "%-35s%s\n", "#", strings.TrimSpace(strings.Join(names, "")))
+	fmt.Fprintf(&b, "%-34s %s\n", "#", strings.TrimSpace(strings.Join(names, "")))
 	for _, k := range slices.Sorted(maps.Keys(rows)) {
-		fmt.Fprintf(&b, "%-35s%s\n", k, rows[k])
+		fmt.Fprintf(&b, "%-34s %s\n", k, rows[k])
 	}
 	harness.Must(t, os.WriteFile(table, []byte(b.String()), 0o644))
 }

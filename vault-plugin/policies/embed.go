@@ -4,7 +4,9 @@
 // In a file, {{mount}} stands for the path of the mount without a final slash;
 // replace it before writing the policy to Vault. No role alone gets a value:
 // who writes values or points sources can't say who uses them, and who says so
-// can't write them. A person who holds two roles is outside that promise.
+// can't write them. What widens takes effect when a second holder of the role has
+// confirmed it. Where the mount's configuration says that one person is enough, a
+// person who holds two roles is outside that promise.
 package policies
 
 import "embed"

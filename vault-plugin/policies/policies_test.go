@@ -121,6 +121,21 @@ func TestSeparation(t *testing.T) {
 		{"sealed/log/entries", "update", nil},
 		{"sealed/log/seen", "update", []string{"sealed-auditor", "sealed-operator"}},
 		{"sealed/config/attest-rollback", "update", []string{"sealed-root"}},
+		{"sealed/proposals/profile/01ARZ3NDEKTSV4RRFFQ69G5FAV", "read", []string{"sealed-profiles"}},
+		{"sealed/proposals/profile/01ARZ3NDEKTSV4RRFFQ69G5FAV/confirm", "update", []string{"sealed-profiles"}},
+		{"sealed/proposals/profile/01ARZ3NDEKTSV4RRFFQ69G5FAV/reject", "update", []string{"sealed-profiles"}},
+		{"sealed/proposals/source/01ARZ3NDEKTSV4RRFFQ69G5FAV", "read", []string{"sealed-secrets"}},
+		{"sealed/proposals/source/01ARZ3NDEKTSV4RRFFQ69G5FAV/confirm", "update", []string{"sealed-secrets"}},
+		{"sealed/proposals/source/01ARZ3NDEKTSV4RRFFQ69G5FAV/reject", "update", []string{"sealed-secrets"}},
+		{"sealed/proposals/config/01ARZ3NDEKTSV4RRFFQ69G5FAV", "read", []string{"sealed-root"}},
+		{"sealed/proposals/config/01ARZ3NDEKTSV4RRFFQ69G5FAV/confirm", "update", []string{"sealed-root"}},
+		{"sealed/proposals/config/01ARZ3NDEKTSV4RRFFQ69G5FAV/reject", "update", []string{"sealed-root"}},
+		{"sealed/proposals/policy-key/01ARZ3NDEKTSV4RRFFQ69G5FAV", "read", []string{"sealed-root"}},
+		{"sealed/proposals/policy-key/01ARZ3NDEKTSV4RRFFQ69G5FAV/confirm", "update", []string{"sealed-root"}},
+		{"sealed/proposals/policy-key/01ARZ3NDEKTSV4RRFFQ69G5FAV/reject", "update", []string{"sealed-root"}},
+		{"sealed/proposals/trust/01ARZ3NDEKTSV4RRFFQ69G5FAV", "read", []string{"sealed-root"}},
+		{"sealed/proposals/trust/01ARZ3NDEKTSV4RRFFQ69G5FAV/confirm", "update", []string{"sealed-root"}},
+		{"sealed/proposals/trust/01ARZ3NDEKTSV4RRFFQ69G5FAV/reject", "update", []string{"sealed-root"}},
 	}
 	for _, tt := range tests {
 		var got []string

@@ -9,3 +9,19 @@ path "{{mount}}/agents/*" {
 path "{{mount}}/profiles/*" {
   capabilities = ["create", "read", "update", "patch", "delete", "list"]
 }
+# What widens waits for a second holder, who confirms or rejects it here.
+path "{{mount}}/proposals/profile" {
+  capabilities = ["list"]
+}
+path "{{mount}}/proposals/profile/" {
+  capabilities = ["list"]
+}
+path "{{mount}}/proposals/profile/+" {
+  capabilities = ["read"]
+}
+path "{{mount}}/proposals/profile/+/confirm" {
+  capabilities = ["update"]
+}
+path "{{mount}}/proposals/profile/+/reject" {
+  capabilities = ["update"]
+}

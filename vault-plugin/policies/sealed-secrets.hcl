@@ -15,3 +15,19 @@ path "{{mount}}/sources/+/check" {
 path "{{mount}}/secrets/*" {
   capabilities = ["create", "read", "update", "delete", "list"]
 }
+# What widens waits for a second holder, who confirms or rejects it here.
+path "{{mount}}/proposals/source" {
+  capabilities = ["list"]
+}
+path "{{mount}}/proposals/source/" {
+  capabilities = ["list"]
+}
+path "{{mount}}/proposals/source/+" {
+  capabilities = ["read"]
+}
+path "{{mount}}/proposals/source/+/confirm" {
+  capabilities = ["update"]
+}
+path "{{mount}}/proposals/source/+/reject" {
+  capabilities = ["update"]
+}

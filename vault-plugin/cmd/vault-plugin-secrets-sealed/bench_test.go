@@ -50,7 +50,7 @@ func newEngine(tb testing.TB) *engine {
 	}
 	e.b = b
 	tb.Cleanup(func() { b.Cleanup(context.Background()) })
-	e.write("config", map[string]any{"tenant": "acme", "trust_domain": "acme.test", "agent_accessor": "auth_jwt_1"})
+	e.write("config", map[string]any{"tenant": "acme", "trust_domain": "acme.test", "agent_accessor": "auth_jwt_1", "second_person": false})
 	e.uploadPolicy()
 	e.write("agents/claude-code", map[string]any{"agent": e.json(sealed.AgentDefinition{Name: "claude-code", AnyBinary: true, AgentEnv: map[string]string{"P": "{proxy}"}})})
 	return e

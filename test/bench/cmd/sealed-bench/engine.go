@@ -216,7 +216,7 @@ func (t *tenant) configure(ctx context.Context) error {
 		return err
 	}
 	if err := t.writes(ctx,
-		write{guestMount + "/config", map[string]any{"tenant": string(guestTenant), "trust_domain": guestDomain, "agent_accessor": info["accessor"]}},
+		write{guestMount + "/config", map[string]any{"tenant": string(guestTenant), "trust_domain": guestDomain, "agent_accessor": info["accessor"], "second_person": false}},
 		write{guestMount + "/config/trust-bundle", map[string]any{"bundle": bundle}},
 		write{guestMount + "/config/policy-keys", map[string]any{"keys": string(keys)}},
 		write{guestMount + "/policy", map[string]any{"bundle": base64.StdEncoding.EncodeToString(p.Raw)}},
