@@ -114,6 +114,8 @@ func stops(path string) bool {
 		return !strings.HasSuffix(rest, "/lift")
 	case "approvals":
 		return strings.HasSuffix(rest, "/deny")
+	case "proposals":
+		return strings.HasSuffix(rest, "/reject")
 	case "runs":
 		_, act, _ := strings.Cut(rest, "/")
 		switch act {
