@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"sync"
 	"testing"
 	"time"
 
@@ -40,6 +41,7 @@ func TestStackScript(t *testing.T) {
 				"newuser":     func(ts *testscript.TestScript, _ bool, args []string) { cmdNewUser(ts, stack, args) },
 				"strictmount": func(ts *testscript.TestScript, _ bool, args []string) { cmdStrictMount(ts, stack, args) },
 				"fetch":       cmdFetch,
+				"alone":       cmdAlone(new(sync.Mutex)),
 			})})
 	})
 }
@@ -189,6 +191,18 @@ func cmdEnqueue(ts *testscript.TestScript, stack *devstack.Stack, args []string)
 		if k.Approval != "" {
 			ts.Setenv(args[0]+"_APPROVAL", string(k.Approval))
 		}
+	}
+}
+
+// cmdAlone: alone waits until no other script is that has said so, and is it
+// until the script's end: for what changes the policy in force, or relies on it.
+func cmdAlone(mu *sync.Mutex) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, neg bool, args []string) {
+		if neg || len(args) != 0 {
+			ts.Fatalf("usage: alone")
+		}
+		mu.Lock()
+		ts.Defer(mu.Unlock)
 	}
 }
 

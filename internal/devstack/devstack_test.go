@@ -37,7 +37,9 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	os.Exit(m.Run())
+	status := m.Run()
+	_ = os.RemoveAll(ready.dir)
+	os.Exit(status)
 }
 
 func TestParseVersion(t *testing.T) {
@@ -440,8 +442,10 @@ func realConfig(t *testing.T, identity string) Config {
 }
 
 func TestUpDown(t *testing.T) {
+	t.Parallel()
 	for _, identity := range []string{IdentityEmbedded, IdentitySPIRE} {
 		t.Run(identity, func(t *testing.T) {
+			t.Parallel()
 			if identity == IdentitySPIRE && os.Geteuid() != 0 {
 				need(t, "spire", "wants root")
 			}

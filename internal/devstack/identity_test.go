@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -185,12 +186,31 @@ func mustRead(t *testing.T, path string) []byte {
 	return b
 }
 
-// programs builds our programs as the product does, but with an init that
-// only shows its identity.
+// ready is where our programs are, built once.
+var ready struct {
+	once sync.Once
+	dir  string // empty: they could not be built
+}
+
+// programs are ours as the product builds them, but with an init that only
+// shows its identity. Each caller has copies, which it may change.
 func programs(t *testing.T, cfg Config) string {
 	t.Helper()
+	ready.once.Do(func() { ready.dir = buildPrograms(t, cfg) })
+	if ready.dir == "" {
+		t.Fatal("our programs could not be built")
+	}
 	out := filepath.Join(filepath.Dir(cfg.Dir), "programs")
-	if err := os.Mkdir(out, 0o755); err != nil {
+	if err := os.CopyFS(out, os.DirFS(ready.dir)); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func buildPrograms(t *testing.T, cfg Config) string {
+	t.Helper()
+	out, err := os.MkdirTemp("", "sealed-devstack-") // TestMain removes it
+	if err != nil {
 		t.Fatal(err)
 	}
 	args := []string{"build", "-trimpath", "-ldflags", "-s -w", "-o", out + "/"}
@@ -218,6 +238,7 @@ func TestUnprivileged(t *testing.T) {
 		return
 	}
 	require.Root(t, "it starts this test under another uid; TestUpDown is the same without root")
+	t.Parallel()
 	const uid = 54321
 	cfg := realConfig(t, IdentityEmbedded)
 	base := filepath.Dir(cfg.Dir)

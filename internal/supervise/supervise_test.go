@@ -42,7 +42,28 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(ownerEnv); dir != "" {
 		beOwner(dir)
 	}
-	os.Exit(m.Run())
+	status := m.Run()
+	_ = os.RemoveAll(probe.dir)
+	os.Exit(status)
+}
+
+// probe is built once; every stage has a copy.
+var probe struct {
+	once sync.Once
+	dir  string // empty: it could not be built
+}
+
+func copyProbe(t *testing.T, to string) {
+	t.Helper()
+	probe.once.Do(func() {
+		dir, err := os.MkdirTemp("", "sealed-supervise-")
+		must(t, err)
+		sandboxtest.BuildProbe(t, dir)
+		probe.dir = dir
+	})
+	data, err := os.ReadFile(filepath.Join(probe.dir, "probe"))
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(to, "probe"), data, 0o711))
 }
 
 func must(t testing.TB, err error) {
@@ -65,7 +86,7 @@ func newStage(t *testing.T) *stage {
 	s := &stage{dir: sandboxtest.OpenDir(t)}
 	if shared == "" {
 		require.Root(t, "the operator's half is started by it")
-		sandboxtest.BuildProbe(t, s.dir)
+		copyProbe(t, s.dir)
 		s.writeTrust(t)
 	} else {
 		for _, name := range []string{"probe", "trust.json"} {

@@ -90,6 +90,7 @@ func tryVote(t *testing.T, e *vaultclient.Engine, id sealed.ApprovalID, digest *
 
 // E18: one yes is good for one use, of one run, of one key.
 func TestE18ReplayedApproval(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	g, c := w.asker(t, sealed.RiskHigh)
 	id := w.pending(t, g, "first-0000000001")
@@ -175,19 +176,25 @@ func TestE18AnotherKeyAndExpired(t *testing.T) {
 // shortApprovals is the default policy with another lifetime of approvals.
 func shortApprovals(t *testing.T, ttl time.Duration) fs.FS {
 	t.Helper()
+	return edited(t, `"ttl": 900}`, fmt.Sprintf(`"ttl": %d}`, int(ttl.Seconds())))
+}
+
+// edited is the default policy with something else in the place of a text.
+func edited(t *testing.T, old, now string) fs.FS {
+	t.Helper()
 	out, changed := fstest.MapFS{}, false
 	harness.Must(t, fs.WalkDir(rego.FS(), ".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
 		b, err := fs.ReadFile(rego.FS(), path)
-		text := strings.ReplaceAll(string(b), `"ttl": 900}`, fmt.Sprintf(`"ttl": %d}`, int(ttl.Seconds())))
+		text := strings.ReplaceAll(string(b), old, now)
 		changed = changed || text != string(b)
 		out[path] = &fstest.MapFile{Data: []byte(text)}
 		return err
 	}))
 	if !changed {
-		t.Fatal("the default policy does not give approvals 900 s")
+		t.Fatalf("the default policy does not say %s", old)
 	}
 	return out
 }
@@ -195,6 +202,7 @@ func shortApprovals(t *testing.T, ttl time.Duration) fs.FS {
 // E19: what is approved is the object shown: another digest is refused, and a
 // changed profile voids the yes.
 func TestE19AlteredAfterApproval(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	t.Run("another digest", func(t *testing.T) {
 		g, _ := w.asker(t, sealed.RiskHigh)
@@ -369,6 +377,7 @@ func TestE21ManyIssuesOneApproval(t *testing.T) {
 
 // R11: an operator who isn't in the group types --workflow release.
 func TestR11UnprovenWorkflow(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	c, path := w.plant(t, "KEY")
 	spec := harness.Key(path, []string{string(agentName)})

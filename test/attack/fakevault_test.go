@@ -153,6 +153,7 @@ func serverCertificate(t *testing.T, ca, parent *x509.Certificate, caKey *ecdsa.
 // JWT-SVID, a claim with the ticket, and the false token that the answer to the
 // login gave, to revoke it. No request for a credential does, so no value can.
 func TestR04FakeVaultBehindRelay(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	for _, tt := range []struct {
 		name string
@@ -271,6 +272,7 @@ func (w *world) rob(t *testing.T) loot {
 // to the keys of that init, which has ended; nobody can ask for a credential
 // then, or open one.
 func TestR04StolenTicketAndJWT(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	ctx := t.Context()
 	// thief has its own run keys, the stolen token, and an SVID key.

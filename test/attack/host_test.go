@@ -21,6 +21,7 @@ import (
 // C14: while values are live, what runs on the operator's side holds names
 // only. The same scan finds the value in the agent that was given it.
 func TestC14MemoryOfSealedctl(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	proxied, held := w.plantBoth(t)
 	for name, as := range callers() {
@@ -92,6 +93,7 @@ func parent(t *testing.T, pid int) int {
 // was given one: that is what the grade same_uid stands for, and it is in the
 // log.
 func TestC03C04SameUserLooksIntoInit(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	proxied, held := w.plantBoth(t)
 	p := w.Start(t, harness.Caller{UID: harness.Unprivileged}, shell(held.profile, untilTold, "--no-workspace")...)
@@ -122,6 +124,7 @@ func TestC03C04SameUserLooksIntoInit(t *testing.T) {
 // C01, C02: nor can any other user look at a sandbox with a uid of its own,
 // where the agent was given a value.
 func TestC01C02OtherUserLooksIntoSandbox(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	_, held := w.plantBoth(t)
 	p := w.Start(t, harness.Caller{}, shell(held.profile, untilTold, "--no-workspace")...)
@@ -143,6 +146,7 @@ func TestC01C02OtherUserLooksIntoSandbox(t *testing.T) {
 
 // same_uid with a key of high risk: refused by the default policy.
 func TestC04SameUserHighRisk(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	c, path := w.plant(t, "KEY")
 	spec := harness.Key(path, []string{string(agentName)}, binding("api.test"))
@@ -164,6 +168,7 @@ func TestC04SameUserHighRisk(t *testing.T) {
 // C17, C18: variables in the launcher's environment that would lead a program
 // elsewhere, or make it talk, change nothing for init and the agent.
 func TestC17C18LauncherEnvironment(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	profile, c := w.profile(t, binding("api.test"))
 	dir := openDir(t)
@@ -228,6 +233,7 @@ func (w *world) startInit(t *testing.T, env ...string) (output string, exit int)
 // C18, R18: with any of these variables, put there by a launcher of his own,
 // init refuses to start, before it has read anything.
 func TestC18PlantedVariable(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	for _, env := range []string{
 		"GODEBUG=http2debug=2", "GOTRACEBACK=crash", "SSLKEYLOGFILE=/tmp/k", "SSL_CERT_FILE=/x", "SSL_CERT_DIR=/x", "LD_PRELOAD=/x.so", "LD_LIBRARY_PATH=/x",
@@ -252,6 +258,7 @@ func TestC18PlantedVariable(t *testing.T) {
 // B29, R02: a setuid program that the agent leaves in the workspace is none on
 // the host, and root's no file of his.
 func TestB29SetuidFile(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	for name, as := range callers() {
 		t.Run(name, func(t *testing.T) {
@@ -282,6 +289,7 @@ func TestB29SetuidFile(t *testing.T) {
 // goes on. A signal that pretends not to come from kill(2) may end it, and the
 // sandbox with it, but without a word about what is in its memory.
 func TestB05Signals(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	profile, c := w.profile(t)
 	attack := func(t *testing.T, script string, exits ...int) {
@@ -299,7 +307,10 @@ func TestB05Signals(t *testing.T) {
 	}
 	t.Run("kill", func(t *testing.T) { attack(t, "for i in $(seq 1 64); do kill -$i 1 2>/dev/null; done", 0) })
 	for _, sig := range []syscall.Signal{syscall.SIGQUIT, syscall.SIGILL, syscall.SIGTRAP, syscall.SIGABRT, syscall.SIGBUS, syscall.SIGFPE, syscall.SIGSEGV, syscall.SIGSTKFLT, syscall.SIGSYS, syscall.SIGPROF} {
-		t.Run("sigqueue "+sig.String(), func(t *testing.T) { attack(t, w.probe+" signal "+itoa(int(sig)), 0, sealed.ExitSealed) })
+		t.Run("sigqueue "+sig.String(), func(t *testing.T) {
+			t.Parallel()
+			attack(t, w.probe+" signal "+itoa(int(sig)), 0, sealed.ExitSealed)
+		})
 	}
 	t.Run("control: a Go program tells", func(t *testing.T) {
 		cmd := exec.Command(w.probe, "wait")

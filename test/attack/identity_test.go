@@ -49,6 +49,7 @@ func refused(t *testing.T, out outcome) {
 
 // The control of every launch below: the same launcher, being honest, works.
 func TestHonestLauncher(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	profile, _ := w.profile(t, binding("api.test"))
 	_, _, boot := w.enqueue(t, profile, "/bin/echo", "it works")
@@ -60,6 +61,7 @@ func TestHonestLauncher(t *testing.T) {
 
 // D11: a run that is claimed before init asks for an identity has none.
 func TestD11ClaimedBeforeAttestation(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	_, _, boot := w.enqueue(t, "", "/bin/echo", "no")
 	out := launcher{boot: boot, claimed: true}.run(t, w)
@@ -129,6 +131,7 @@ func TestD11SecondAttestation(t *testing.T) {
 
 // A sandbox that nobody announced has no identity.
 func TestD12NotRegistered(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	_, _, boot := w.enqueue(t, "", "/bin/echo", "no")
 	refused(t, launcher{boot: boot, unregistered: true}.run(t, w))
@@ -153,6 +156,7 @@ func (s swapper) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox,
 // and becomes the genuine init by execve. The kernel now says that the genuine
 // init has connected. It is not alone in its sandbox, so it is not attested.
 func TestD02ExecSwap(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	dir, err := os.MkdirTemp("/opt", "attack-") // the probe, which gets no arguments, looks for it
 	harness.Must(t, err)
@@ -196,6 +200,7 @@ func install(t *testing.T, from, to string, mode os.FileMode) {
 // D03, R04: init is given a socket of the launcher's that leads to the real
 // Workload API. There, the launcher is the caller, and gets nothing.
 func TestD03RelayedSocket(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	path := filepath.Join(openDir(t), "api.sock")
 	l, err := net.Listen("unix", path)
@@ -229,6 +234,7 @@ func TestD03RelayedSocket(t *testing.T) {
 // C10, E19, R05: the launcher enqueues one thing and runs another. The real
 // init tells the truth, and the engine refuses.
 func TestE19R05AnotherRunThanEnqueued(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	for name, change := range map[string]func(*sealed.Boot, *launcher){
 		"command":          func(b *sealed.Boot, _ *launcher) { b.Argv = []string{"/bin/echo", "other"} },
@@ -262,6 +268,7 @@ func TestE19R05AnotherRunThanEnqueued(t *testing.T) {
 // of Vault. It is not the file that the attestor was told, so there is no
 // identity, and the double hears nothing at all.
 func TestR04CopiedTrustFile(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	double := newDouble(t, w.otherCA(t))
 	trust := w.forge.Trust
@@ -302,6 +309,7 @@ func lastLines(stderr string) string {
 
 // B28: init's relay gives out Vault to init only, and no other private address.
 func TestB28RelayHeaders(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	vault, err := relay.VaultHostPort(w.Status.VaultAddr)
 	harness.Must(t, err)

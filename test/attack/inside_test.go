@@ -23,6 +23,7 @@ func callers() map[string]harness.Caller {
 
 // B01, B02, B03: the agent looks into process 1.
 func TestB01B02B03AgentLooksIntoInit(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	profile, c := w.profile(t, binding("api.test"))
 	dir := filepath.Dir(w.probe)
@@ -51,6 +52,7 @@ func TestB01B02B03AgentLooksIntoInit(t *testing.T) {
 // B07: a value is left in the workspace, under many names. It is found, does
 // not reach the host, and the log says so.
 func TestB07ValueInWorkspace(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	const script = `printf %s "$KEY" > raw; printf %s "$KEY" | base64 > b64; mkdir -p d/e; printf 'a%sb' "$KEY" | xxd -p -c 999 > d/e/hex
 printf %s "$KEY" | rev > rev; : > "name-$KEY"; ln -s "$KEY" link; echo fine > ok`
@@ -83,6 +85,7 @@ printf %s "$KEY" | rev > rev; : > "name-$KEY"; ln -s "$KEY" link; echo fine > ok
 
 // B04, B14, B16, B28: every way out but the proxy.
 func TestB14B16B28NoWayOut(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	profile, c := w.profile(t, binding("api.test"))
 	vault := strings.TrimPrefix(w.Status.VaultAddr, "https://")
@@ -160,6 +163,7 @@ func TestB16B20ProxyRefuses(t *testing.T) {
 // B15: the bound host with a key that the agent brought along, a path outside
 // of the binding, the placeholder in another place.
 func TestB15ForeignCredential(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	profile, c := w.profile(t, binding("api.test"))
 	tag := w.Name("b15-")
@@ -202,22 +206,23 @@ func TestB15ForeignCredential(t *testing.T) {
 // An upstream that answers with the value it was sent, in every way that it
 // can, does not give it to the agent.
 func TestB15UpstreamEchoesValue(t *testing.T) {
+	t.Parallel()
 	w := get(t)
-	profile, c := w.profile(t, binding("api.test"))
+	profile, c := w.profile(t, binding(echoHost))
 	tag := w.Name("echo-")
-	w.Upstream.Handle(t, "api.test", http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+	w.Upstream.Handle(t, echoHost, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		rw.Header().Set("X-Echo", r.Header.Get("Authorization"))
 		rw.Header().Set("Set-Cookie", "a="+strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "))
 		_, _ = fmt.Fprintf(rw, "body %s", r.Header.Get("Authorization"))
 	}))
-	script := "curl -sS -D headers -o body -H \"Authorization: Bearer $KEY\" https://api.test/v1/" + tag + "; cp headers body /tmp; cat headers body; wc -c < body"
+	script := "curl -sS -D headers -o body -H \"Authorization: Bearer $KEY\" https://" + echoHost + "/v1/" + tag + "; cp headers body /tmp; cat headers body; wc -c < body"
 	r := w.Ctl(t, harness.Caller{}, shell(profile, script)...).Want(t, 0)
 	w.clean(t, r, c)
 	b, err := os.ReadFile(filepath.Join(r.Dir, "body"))
 	if err != nil || !strings.HasPrefix(string(b), "body Bearer ") {
 		t.Errorf("the agent got %q, %v\n%s", b, err, r.Stderr)
 	}
-	if got := w.Upstream.Requests("api.test", "/v1/"+tag); len(got) != 1 || !strings.Contains(got[0].Header.Get("Authorization"), c.Value) {
+	if got := w.Upstream.Requests(echoHost, "/v1/"+tag); len(got) != 1 || !strings.Contains(got[0].Header.Get("Authorization"), c.Value) {
 		t.Error("control: the upstream had nothing to echo")
 	}
 }
@@ -231,6 +236,7 @@ ask -H "Authorization: Bearer $SEALED_TOKEN"`
 // R15: the endpoint where the agent asks for keys wants this run's token, and
 // no web page on the same machine gets through with it.
 func TestR15SideDoor(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	profile, _ := w.profile(t, binding("api.test"))
 	r := w.Ctl(t, harness.Caller{}, shell(profile, sideDoor, "--no-workspace")...).Want(t, 0)
@@ -250,6 +256,7 @@ func TestR15SideDoor(t *testing.T) {
 
 // B33: nothing outlives its run, neither with a parent nor without.
 func TestB33Daemons(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	for name, as := range callers() {
 		t.Run(name, func(t *testing.T) {

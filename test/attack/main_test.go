@@ -28,7 +28,12 @@ import (
 	"sealed.dev/sealed/test/harness"
 )
 
-func TestMain(m *testing.M) { harness.Main(m, harness.Options{}) }
+// Most tests run beside each other. Those that change what all runs see, the
+// policy and who approves, or that count what nobody may cause, do not.
+func TestMain(m *testing.M) { harness.Main(m, harness.Options{Hosts: []string{echoHost}}) }
+
+// echoHost is where one test answers instead of the upstream.
+const echoHost = "echo.test"
 
 // agentName is an agent that is recognized by its name only, so that a shell
 // can play it.

@@ -44,10 +44,12 @@ var transforms = []struct{ name, script string }{
 }
 
 func TestOutput(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	profile, c := w.profile(t)
 	for _, tt := range transforms {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			r := w.Ctl(t, harness.Caller{}, shell(profile, tt.script, "--no-workspace")...)
 			w.clean(t, r, c)
 			w.wantEntry(t, r.RunID(t), "redact.hit", `"KEY"`)
@@ -101,39 +103,41 @@ func (d *drain) seen() (n int64, tail string, hits []canary.Hit) {
 }
 
 // A24: one line of 1 GiB with a value at its beginning and at its end. What
-// holds it back or stores it on the way stays small, and it takes no longer
-// than a person would wait.
+// holds it back or stores it on the way stays small, and takes no more of the
+// processor than a person would wait for: how long it takes is also up to
+// what else the machine does.
 func TestA24OneGiBWithoutNewline(t *testing.T) {
 	const (
 		size           = 1 << 30
 		initLimit      = 40 << 10 // KiB of resident memory, at its highest
 		superviseLimit = 60 << 10
-		timeLimit      = 2 * time.Minute
+		timeLimit      = time.Minute // of the processor, for both
 	)
 	t.Parallel()
 	w := get(t)
 	profile, c := w.profile(t)
 	out := &drain{values: []*canary.Canary{c}}
 	script := fmt.Sprintf(`printf %%s "$KEY"; head -c %d /dev/zero | tr '\0' x; printf %%s "$KEY"; echo "it is written, all of it" >&2; `, size) + untilTold
-	p := w.Start(t, harness.Caller{Stdout: out, Timeout: 4 * time.Minute}, shell(profile, script)...)
+	p := w.Start(t, harness.Caller{Stdout: out, Timeout: 7 * time.Minute}, shell(profile, script)...)
 	st := awaitStatus(t, p)
 	begun := time.Now()
-	harness.Eventually(t, timeLimit+time.Minute, "everything is written", func() bool { return strings.Contains(p.Stderr(), "it is written") })
-	took := time.Since(begun)
+	harness.Eventually(t, 5*time.Minute, "everything is written", func() bool { return strings.Contains(p.Stderr(), "it is written") })
+	took, worked := time.Since(begun), time.Duration(0)
 	for _, proc := range []struct {
 		name string
 		pid  int
 		most int
 	}{{"sealed-init", st.InitPID, initLimit}, {"the supervisor", st.PID, superviseLimit}} {
-		kib := highWater(t, proc.pid)
-		t.Logf("%s: %d MiB resident at most", proc.name, kib>>10)
+		kib, busy := highWater(t, proc.pid), processorTime(t, proc.pid)
+		worked += busy
+		t.Logf("%s: %d MiB resident at most, %v of the processor", proc.name, kib>>10, busy)
 		if kib > proc.most {
 			t.Errorf("%s: %d KiB resident, want at most %d", proc.name, kib, proc.most)
 		}
 	}
 	t.Logf("%d MiB in %v, %.0f MiB/s", size>>20, took.Round(time.Second), float64(size>>20)/took.Seconds())
-	if took > timeLimit {
-		t.Errorf("it took %v", took)
+	if worked > timeLimit || worked == 0 {
+		t.Errorf("it took %v of the processor", worked)
 	}
 	w.tell(t, p)
 	r := p.Wait(t).Want(t, 0)
@@ -187,4 +191,18 @@ func highWater(t *testing.T, pid int) int {
 		t.Fatalf("no VmHWM of process %d: %v", pid, err)
 	}
 	return kib
+}
+
+// processorTime is what a process has used of the processor: utime and stime of
+// proc(5), which Linux counts in hundredths of a second there.
+func processorTime(t *testing.T, pid int) time.Duration {
+	t.Helper()
+	b, err := os.ReadFile("/proc/" + itoa(pid) + "/stat")
+	harness.Must(t, err)
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	var user, system time.Duration
+	if _, err := fmt.Sscan(f[11]+" "+f[12], &user, &system); err != nil {
+		t.Fatalf("no times of process %d: %v", pid, err)
+	}
+	return (user + system) * 10 * time.Millisecond
 }

@@ -24,6 +24,7 @@ import (
 // even share the very SVID and its key. Neither can act as the other: not with
 // its token, not with its run key, not with what it signed.
 func TestR03RunsCanNotActAsEachOther(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	ctx := t.Context()
 	profile, c := w.profile(t, binding("api.test"))
@@ -142,6 +143,7 @@ func (w *world) twins(t *testing.T, profile string) (a, b *guest.Guest) {
 
 // A ticket is good once, and a wrong one never.
 func TestC15Ticket(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	q, r, _ := w.enqueue(t, "", "/bin/true")
 	arrive := func() *guest.Guest {
@@ -166,6 +168,7 @@ func TestC15Ticket(t *testing.T) {
 // D06, D07, H02: identities that are not an agent's of this tenant, and tokens
 // that are for somebody else.
 func TestD06D07ForeignIdentities(t *testing.T) {
+	t.Parallel()
 	w := get(t)
 	ctx := t.Context()
 	td := "spiffe://" + w.forge.Trust.TrustDomain

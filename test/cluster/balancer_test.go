@@ -14,7 +14,10 @@ import (
 	"sealed.dev/sealed/test/harness"
 )
 
-const checkEvery = 100 * time.Millisecond
+const (
+	checkEvery  = 100 * time.Millisecond
+	healthLimit = time.Second // a node that is only busy keeps its connections
+)
 
 // A balancer stands before the cluster as in production: it asks every node for
 // its health, passes bytes to the one that is active, and drops connections to one
@@ -32,7 +35,7 @@ func newBalancer(t *testing.T, addr string, ca []byte) *balancer {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca)
 	b := &balancer{active: -1, conns: map[net.Conn]int{}, check: &http.Client{
-		Timeout:   500 * time.Millisecond,
+		Timeout:   healthLimit,
 		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: "localhost", MinVersion: tls.VersionTLS13}},
 	}}
 	l, err := net.Listen("tcp4", addr)

@@ -221,9 +221,11 @@ func TestHighRiskWantsIsolation(t *testing.T) {
 	})
 }
 
-// rootStack is for what only sandboxes with a uid of their own may have.
+// rootStack is for what only sandboxes with a uid of their own may have. The
+// test runs beside others.
 func rootStack(t *testing.T) *harness.Stack {
 	t.Helper()
+	t.Parallel()
 	require.Root(t, "only root gives sandboxes a uid of their own")
 	s := harness.Get(t)
 	s.Agent(t, "custom")

@@ -18,7 +18,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	harness.Main(m, harness.Options{Hosts: []string{modelHost}, Programs: os.Getenv(programsEnv)})
+	harness.Main(m, harness.Options{Hosts: []string{modelHost}})
 }
 
 // A launcher is who starts the sandboxes, and what they are graded.
@@ -35,13 +35,16 @@ func launchers() []launcher {
 	return []launcher{{"root", sealed.IsolationOwnUID, 0}, {"user", sealed.IsolationSameUID, harness.Unprivileged}}
 }
 
-// each runs a test for every launcher.
+// each runs a test for every launcher, beside other tests. At the end of it the
+// log verifies, with the record of every run so far.
 func each(t *testing.T, f func(t *testing.T, s *harness.Stack, l launcher)) {
+	t.Parallel()
 	s := harness.Get(t)
 	s.Agent(t, "custom")
 	for _, l := range launchers() {
 		t.Run(l.name, func(t *testing.T) { f(t, s, l) })
 	}
+	s.Verify(t)
 }
 
 func (l launcher) caller() harness.Caller { return harness.Caller{UID: l.uid} }

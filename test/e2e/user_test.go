@@ -15,14 +15,13 @@ import (
 	"sealed.dev/sealed/test/harness/require"
 )
 
-// programsEnv names ready-built programs for this binary, run again by
-// TestAsUser: a user without privileges reads neither the repository nor Go's
-// caches.
-const programsEnv = "SEALED_TEST_PROGRAMS"
-
 // userTests are run again: a plain run, both deliveries, the end by each kind
 // of kill, the terminal, the workspace.
 const userTests = "^Test(StackBelongsToUser|NoWorkspace|ProxyDelivery|EnvDelivery|Revocation|CtlKilled|InitKilled|Terminal|Workspace)$"
+
+// asUser has no sandboxes but those of TestAsUser: an authority without root
+// can't look into another sandbox of its user, and refuses while there is one.
+const asUser = harness.Unprivileged + 1
 
 // TestAsUser runs a part of these tests again where everything belongs to a
 // user without privileges: Vault, the authority, sealed-init, the trust file,
@@ -32,25 +31,26 @@ func TestAsUser(t *testing.T) {
 	t.Parallel()
 	s := harness.Get(t)
 	programs := s.Programs(t)
-	base := s.Dir(t, harness.Unprivileged)
+	base := s.Dir(t, asUser)
 	bin := s.Dir(t, 0)
 	harness.Link(t, vaultOf(t, s), filepath.Join(bin, "vault"))
 	harness.Link(t, "/proc/self/exe", filepath.Join(bin, "e2e.test"))
-	cmd := exec.CommandContext(t.Context(), filepath.Join(bin, "e2e.test"), "-test.v", "-test.timeout=5m", "-test.run="+userTests)
+	cmd := exec.CommandContext(t.Context(), filepath.Join(bin, "e2e.test"), "-test.v", "-test.timeout=5m", "-test.parallel=1", "-test.run="+userTests)
 	cmd.Dir = base
 	cmd.Env = []string{
-		programsEnv + "=" + programs, "SEALED_REQUIRE=bwrap,vault,userns", "HOME=" + base, "TMPDIR=" + base, "PATH=" + bin + ":/usr/local/bin:/usr/bin:/bin",
+		"SEALED_PROGRAMS=" + programs, // this user reads neither the repository nor Go's caches
+		"SEALED_REQUIRE=bwrap,vault,userns", "HOME=" + base, "TMPDIR=" + base, "PATH=" + bin + ":/usr/local/bin:/usr/bin:/bin",
 	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: harness.Unprivileged, Gid: harness.Unprivileged, Groups: []uint32{}}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: asUser, Gid: asUser, Groups: []uint32{}}}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
 	out, err := cmd.CombinedOutput()
 	if err != nil || strings.Contains(string(out), "--- SKIP") {
-		t.Fatalf("as uid %d: %v\n%s", harness.Unprivileged, err, out)
+		t.Fatalf("as uid %d: %v\n%s", asUser, err, out)
 	}
 	for name := range strings.SplitSeq(strings.TrimSuffix(strings.TrimPrefix(userTests, "^Test("), ")$"), "|") {
 		if !strings.Contains(string(out), "\n--- PASS: Test"+name+" ") {
-			t.Errorf("%s did not run as uid %d\n%s", name, harness.Unprivileged, out)
+			t.Errorf("%s did not run as uid %d\n%s", name, asUser, out)
 		}
 	}
 	if strings.Contains(string(out), "/root (") {

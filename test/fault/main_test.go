@@ -7,11 +7,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 
@@ -23,40 +23,38 @@ import (
 	"sealed.dev/sealed/test/harness"
 )
 
-func TestMain(m *testing.M) { harness.Main(m, harness.Options{}) }
+// Stopping servers is mostly waiting for them, so tests take turns on a few
+// stacks.
+func TestMain(m *testing.M) { harness.Main(m, harness.Options{Stacks: 4}) }
 
 const agentName = sealed.Name("custom")
 
 type world struct {
 	*harness.Stack
 	forge    *guest.Forge
-	programs string // copies of ours, so that a repair builds nothing
+	programs string // links to ours, so that a repair builds nothing
 }
 
-var built struct {
-	sync.Mutex
-	w *world
-}
-
+// get makes the test parallel, and returns a world that is the test's until it
+// ends.
 func get(t *testing.T) *world {
 	t.Helper()
-	s := harness.Get(t)
-	built.Lock()
-	defer built.Unlock()
-	if built.w == nil {
-		forge, err := guest.Open(t.Context(), s.Stack)
-		harness.Must(t, err)
-		w := &world{Stack: s, forge: forge, programs: filepath.Join(s.Base, "programs")}
-		harness.Must(t, os.Mkdir(w.programs, 0o755))
+	t.Parallel()
+	s := harness.Borrow(t)
+	w := &world{Stack: s, programs: filepath.Join(s.Base, "programs")}
+	switch err := os.Mkdir(w.programs, 0o755); {
+	case err == nil:
 		for _, from := range []string{"private/plugins/vault-plugin-secrets-sealed", "private/plugins/spire-attestor-sealed", "bin/sealed-init", "bin/sealed"} {
-			b, err := os.ReadFile(filepath.Join(s.Status.Dir, from))
-			harness.Must(t, err)
-			harness.Must(t, os.WriteFile(filepath.Join(w.programs, filepath.Base(from)), b, 0o755))
+			harness.Link(t, filepath.Join(s.Status.Dir, from), filepath.Join(w.programs, filepath.Base(from)))
 		}
-		built.w = w
+	case !errors.Is(err, fs.ErrExist): // it is there when a stack comes back
+		t.Fatal(err)
 	}
-	built.w.Agent(t, string(agentName))
-	return built.w
+	var err error
+	w.forge, err = guest.Open(t.Context(), s.Stack)
+	harness.Must(t, err)
+	s.Agent(t, string(agentName))
+	return w
 }
 
 // crash kills one server of the stack, with its plug-ins.

@@ -174,6 +174,7 @@ func (s *scene) wantMade(t *testing.T) {
 // run is at each moment of an issue. Afterwards nothing lives upstream that the
 // engine does not know of, the log verifies, and every row can be read.
 func TestG13KilledAtEveryMoment(t *testing.T) {
+	t.Parallel()
 	for _, victim := range []string{"engine", "vault"} {
 		t.Run(victim, func(t *testing.T) {
 			w := get(t)

@@ -32,12 +32,15 @@ type Caller struct {
 	Env     []string      // NAME=value, in addition to the environment of the stack
 	Via     []string      // command that executes its last arguments, such as env; empty: none
 	Dir     string        // working directory, and so the workspace; empty: a new one
-	Timeout time.Duration // 0: one minute
+	Timeout time.Duration // 0: two minutes
 	Stdout  io.Writer     // where standard output goes; nil: into the Result
 }
 
-// defaultTimeout is far above what any call takes.
-const defaultTimeout = time.Minute
+// Limits are far above what any call takes, on a busy machine too.
+const (
+	defaultTimeout = 2 * time.Minute
+	awaitTimeout   = time.Minute
+)
 
 // A Result is what a command left.
 type Result struct {
@@ -260,7 +263,7 @@ func (p *Process) Wait(t testing.TB) Result {
 // Await waits until text has appeared on either stream.
 func (p *Process) Await(t testing.TB, text string) {
 	t.Helper()
-	limit := time.NewTimer(30 * time.Second)
+	limit := time.NewTimer(awaitTimeout)
 	defer limit.Stop()
 	for {
 		out, err := p.stdout.changed(), p.stderr.changed()

@@ -5,7 +5,11 @@
 // One test binary has one stack. Main is the body of its TestMain; the first
 // Get brings the stack up, and Main removes it. A test that needs another one,
 // such as a stack whose sealed-init has a control switched off (Mutant), has
-// it by Open.
+// it by Open. Tests that stop servers take turns on a few stacks by Borrow.
+//
+// Our programs are built from the tree, once: they are kept in the cache, as the
+// servers are. Where SEALED_PROGRAMS names a directory with them ready-built,
+// nothing is built.
 //
 // # Guarantee
 //
@@ -35,7 +39,6 @@ import (
 	"testing"
 	"time"
 
-	"sealed.dev/sealed/internal/audit"
 	"sealed.dev/sealed/internal/devstack"
 	"sealed.dev/sealed/internal/vaultclient"
 	"sealed.dev/sealed/test/harness/require"
@@ -56,8 +59,11 @@ type Options struct {
 	// Hosts of the upstream besides those of Hosts.
 	Hosts []string
 	// Programs is a directory with our programs ready-built, sealedctl among
-	// them, as Stack.Programs makes it. Empty: they are built.
+	// them, as Stack.Programs makes it. Empty: that of SEALED_PROGRAMS, or else
+	// they are built.
 	Programs string
+	// Stacks is how many there are for Borrow at most; 0 is one.
+	Stacks int
 	// Cold leaves out the run that shows that the stack works; for an Open with
 	// a sealed-init that can't run one.
 	Cold bool
@@ -72,10 +78,12 @@ type Stack struct {
 	Status    devstack.Status // as it was after coming up
 	Upstream  *Upstream
 
-	mu     sync.Mutex
-	tokens map[string]vaultclient.Token
-	sides  map[uint64]audit.Side
-	serial atomic.Int64
+	mu      sync.Mutex
+	tokens  map[string]vaultclient.Token
+	clients map[string]*vaultclient.Client // by user
+	agents  sync.Mutex                     // held while a definition is written
+	log     *logCopy
+	serial  atomic.Int64
 }
 
 // shared is the stack of this test binary. testing has no other way from
@@ -87,6 +95,12 @@ var shared struct {
 	warm    sync.Once
 	stack   *Stack
 	err     error
+
+	lent chan *Stack // those for Borrow that nobody has; nil is one to be made
+	made struct {
+		sync.Mutex
+		stacks []*Stack
+	}
 }
 
 // Main runs the tests of m and exits. As a child of the stack, with the
@@ -96,9 +110,16 @@ func Main(m *testing.M, o Options) {
 		os.Exit(authority(os.Args[3]))
 	}
 	shared.options, shared.inMain = o.withDefaults(), true
+	shared.lent = make(chan *Stack, max(1, o.Stacks))
+	for range cap(shared.lent) {
+		shared.lent <- nil
+	}
 	status := m.Run()
 	if shared.stack != nil {
-		if err := shared.stack.remove(); err != nil {
+		shared.made.stacks = append(shared.made.stacks, shared.stack)
+	}
+	for _, s := range shared.made.stacks {
+		if err := s.remove(); err != nil {
 			fmt.Fprintln(os.Stderr, "harness:", err)
 			status = 1
 		}
@@ -116,6 +137,9 @@ func (o Options) withDefaults() Options {
 	if o.Launchers == nil && os.Geteuid() == 0 {
 		o.Launchers = []int{Unprivileged}
 	}
+	if o.Programs == "" {
+		o.Programs = os.Getenv("SEALED_PROGRAMS")
+	}
 	return o
 }
 
@@ -132,6 +156,17 @@ func authority(config string) int {
 // Get returns the stack, up. It skips or fails the test where that can't be.
 func Get(t testing.TB) *Stack {
 	t.Helper()
+	wantMain(t)
+	shared.once.Do(func() { shared.stack, shared.err = up(shared.options) })
+	if shared.err != nil {
+		t.Fatalf("bringing the stack up: %v", shared.err)
+	}
+	shared.warm.Do(func() { shared.stack.warm(t) })
+	return shared.stack
+}
+
+func wantMain(t testing.TB) {
+	t.Helper()
 	if !shared.inMain {
 		t.Fatal("harness: TestMain does not call harness.Main")
 	}
@@ -139,12 +174,35 @@ func Get(t testing.TB) *Stack {
 		t.Skip("short")
 	}
 	shared.options.needs(t)
-	shared.once.Do(func() { shared.stack, shared.err = up(shared.options) })
-	if shared.err != nil {
-		t.Fatalf("bringing the stack up: %v", shared.err)
+}
+
+// Borrow returns a stack that no other test has until this one has ended. It is
+// one that a test has given back, unless there are fewer than Options.Stacks
+// yet. Whoever stops a server on it starts it again: a stack comes back as it
+// was, but for what is stored in it.
+func Borrow(t testing.TB) *Stack {
+	t.Helper()
+	wantMain(t)
+	s := <-shared.lent
+	t.Cleanup(func() {
+		if t.Failed() {
+			s = nil // nobody knows what is left of it
+		}
+		shared.lent <- s
+	})
+	if s != nil {
+		return s
 	}
-	shared.warm.Do(func() { shared.stack.warm(t) })
-	return shared.stack
+	made, err := up(shared.options)
+	if err != nil {
+		t.Fatalf("bringing a stack up: %v", err)
+	}
+	s = made // to be given back
+	shared.made.Lock()
+	shared.made.stacks = append(shared.made.stacks, s)
+	shared.made.Unlock()
+	s.warm(t)
+	return s
 }
 
 // Open brings up a stack of the test's own, which ends with the test.
@@ -215,18 +273,18 @@ func findModule() (string, error) {
 // up makes everything below one short directory: a Unix socket's name is
 // short, and the uids of sandboxes must be able to pass.
 func up(o Options) (*Stack, error) {
-	var module string
-	var err error
-	if o.Programs == "" {
-		if module, err = findModule(); err != nil {
-			return nil, err
-		}
+	module, err := findModule()
+	if err != nil && o.Programs == "" {
+		return nil, err
 	}
 	base, err := os.MkdirTemp("", "sl")
 	if err != nil {
 		return nil, err
 	}
-	s := &Stack{Base: base, Module: module, Sealedctl: filepath.Join(base, "sealedctl"), tokens: map[string]vaultclient.Token{}, sides: map[uint64]audit.Side{}}
+	s := &Stack{
+		Base: base, Module: module, Sealedctl: filepath.Join(base, "sealedctl"),
+		tokens: map[string]vaultclient.Token{}, clients: map[string]*vaultclient.Client{}, log: newLogCopy(),
+	}
 	if err := s.fill(o); err != nil {
 		return nil, errors.Join(err, s.remove())
 	}
@@ -251,7 +309,7 @@ func (s *Stack) fill(o Options) error {
 			built <- link(filepath.Join(o.Programs, "sealedctl"), s.Sealedctl)
 			return
 		}
-		built <- build(ctx, s.Module, s.Sealedctl, "./cmd/sealedctl")
+		built <- recipe{module: s.Module, pkg: "./cmd/sealedctl", variant: plain}.build(ctx, s.Sealedctl)
 	}()
 	stack, err := devstack.Up(ctx, devstack.Config{
 		Dir: filepath.Join(s.Base, "s"), Identity: o.Identity, CacheDir: devstack.CacheDir(os.Getenv), Module: s.Module, Programs: o.Programs, Launchers: o.Launchers,
@@ -270,7 +328,7 @@ func (s *Stack) fill(o Options) error {
 func (s *Stack) warm(t testing.TB) {
 	t.Helper()
 	s.Agent(t, "custom")
-	for range 20 {
+	for range 100 {
 		r := s.Ctl(t, Caller{}, "run", "--agent", "custom", "--mode", "identity", "--no-workspace", "--", "true")
 		if r.Exit == 0 {
 			return
@@ -278,7 +336,7 @@ func (s *Stack) warm(t testing.TB) {
 		if !strings.Contains(r.Stderr, "no identity issued") {
 			t.Fatalf("the first run: exit %d: %s", r.Exit, r.Stderr)
 		}
-		time.Sleep(500 * time.Millisecond)
+		time.Sleep(100 * time.Millisecond)
 	}
 	t.Fatal("the stack gives no identity")
 }

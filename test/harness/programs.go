@@ -3,6 +3,8 @@ package harness
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,24 +12,101 @@ import (
 	"go/parser"
 	"go/token"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"sealed.dev/sealed/internal/devstack"
 )
 
-// build builds a program of this repository, static, for everyone to run.
-func build(ctx context.Context, module, to, pkg string, flags ...string) error {
-	args := append([]string{"build", "-trimpath", "-ldflags", "-s -w"}, flags...)
-	cmd := exec.CommandContext(ctx, "go", append(args, "-o", to, pkg)...)
-	cmd.Dir = module
+// A recipe is how a program of this repository is built: static, in the cache,
+// where Go skips linking what is up to date, one at a time.
+type recipe struct {
+	module  string            // root of this repository
+	pkg     string            // below it
+	variant string            // folder in the cache
+	replace map[string][]byte // text of files that the compiler gets another of
+}
+
+// build puts a copy at to, for everyone to run.
+func (r recipe) build(ctx context.Context, to string) error {
+	if err := r.buildLocked(ctx, to); err != nil {
+		return fmt.Errorf("building %s: %w", r.pkg, err)
+	}
+	return nil
+}
+
+func (r recipe) buildLocked(ctx context.Context, to string) error {
+	// The folder's name holds a digest of the path, so that two trees do not
+	// fight over it.
+	sum := sha256.Sum256([]byte(r.module))
+	dir := filepath.Join(devstack.CacheDir(os.Getenv), "own", hex.EncodeToString(sum[:6]), "test", r.variant)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return err
+	}
+	program := filepath.Join(dir, filepath.Base(r.pkg))
+	args := []string{"build", "-trimpath", "-ldflags", "-s -w", "-o", program}
+	if len(r.replace) > 0 {
+		overlay, err := r.overlay(dir)
+		if err != nil {
+			return err
+		}
+		args = append(args, "-overlay", overlay)
+	}
+	cmd := exec.CommandContext(ctx, "go", append(args, r.pkg)...)
+	cmd.Dir = r.module
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("building %s: %w: %s", pkg, err, out)
+		return fmt.Errorf("%w: %s", err, out)
 	}
-	return os.Chmod(to, 0o755)
+	return copyFile(program, to)
 }
+
+// overlay writes the replacements for go build -overlay.
+func (r recipe) overlay(dir string) (path string, err error) {
+	names := map[string]string{}
+	for i, file := range slices.Sorted(maps.Keys(r.replace)) {
+		names[file] = filepath.Join(dir, fmt.Sprintf("%d.go", i))
+		if err := os.WriteFile(names[file], r.replace[file], 0o600); err != nil {
+			return "", err
+		}
+	}
+	doc, err := json.Marshal(map[string]any{"Replace": names})
+	if err != nil {
+		return "", err
+	}
+	path = filepath.Join(dir, "overlay.json")
+	return path, os.WriteFile(path, doc, 0o600)
+}
+
+// BuildChanged builds a program of this repository from other texts of some
+// files, by path, and puts a copy at to. Nothing in the tree changes; name
+// says what the change is.
+func BuildChanged(t testing.TB, name, to, pkg string, texts map[string][]byte) {
+	t.Helper()
+	module, err := findModule()
+	Must(t, err)
+	sum := sha256.Sum256([]byte(name))
+	r := recipe{module: module, pkg: pkg, variant: "changed-" + hex.EncodeToString(sum[:6]), replace: texts}
+	Must(t, r.build(t.Context(), to))
+}
+
+// plain is the variant without changes.
+const plain = "plain"
 
 // Build builds a program of this repository into a directory that sandboxes
 // can be shown with --read-only, and returns its path.
@@ -37,29 +116,31 @@ func (s *Stack) Build(t testing.TB, pkg string) string {
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := build(t.Context(), s.Module, to, pkg); err != nil {
-		t.Fatal(err)
-	}
+	Must(t, recipe{module: s.Module, pkg: pkg, variant: plain}.build(t.Context(), to))
 	return to
 }
 
-// link makes a copy of a program for everyone to run, without copying where
-// the file system allows.
-func link(from, to string) error {
-	if os.Link(from, to) == nil {
-		return nil
-	}
+// copyFile makes a copy of a program for everyone to run.
+func copyFile(from, to string) error {
 	in, err := os.Open(from)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o755)
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o755)
 	if err != nil {
 		return err
 	}
 	_, err = io.Copy(out, in)
 	return errors.Join(err, out.Chmod(0o755), out.Close())
+}
+
+// link is copyFile, without copying where the file system allows.
+func link(from, to string) error {
+	if os.Link(from, to) == nil {
+		return nil
+	}
+	return copyFile(from, to)
 }
 
 // Link makes a program available under another path, for every uid.
@@ -78,11 +159,7 @@ func (s *Stack) Programs(t testing.TB) string {
 		s.Sealedctl, s.Status.InitPath, s.Status.AgentPath,
 		filepath.Join(private, "vault-plugin-secrets-sealed"), filepath.Join(private, "spire-attestor-sealed"),
 	} {
-		b, err := os.ReadFile(from) // not a link: the mode differs
-		Must(t, err)
-		to := filepath.Join(dir, filepath.Base(from))
-		Must(t, os.WriteFile(to, b, 0o755))
-		Must(t, os.Chmod(to, 0o755))
+		Must(t, copyFile(from, filepath.Join(dir, filepath.Base(from)))) // not a link: the mode differs
 	}
 	return dir
 }
@@ -99,24 +176,17 @@ type Mutation struct {
 // Mutant is Programs with a sealed-init that was built with mutations.
 func (s *Stack) Mutant(t testing.TB, ms ...Mutation) string {
 	t.Helper()
-	dir, scratch := s.Programs(t), t.TempDir()
-	replace := map[string]string{}
+	dir, texts := s.Programs(t), map[string][]byte{}
 	for _, m := range ms {
-		file, text := m.apply(t, s.Module, replace)
-		to := filepath.Join(scratch, fmt.Sprintf("%d.go", len(replace)))
-		Must(t, os.WriteFile(to, text, 0o600))
-		replace[file] = to
+		m.apply(t, s.Module, texts)
 	}
-	overlay, err := json.Marshal(map[string]any{"Replace": replace})
-	Must(t, err)
-	Must(t, os.WriteFile(filepath.Join(scratch, "overlay.json"), overlay, 0o600))
-	Must(t, build(t.Context(), s.Module, filepath.Join(dir, "sealed-init"), "./cmd/sealed-init", "-overlay", filepath.Join(scratch, "overlay.json")))
+	BuildChanged(t, fmt.Sprint(ms), filepath.Join(dir, "sealed-init"), "./cmd/sealed-init", texts)
 	return dir
 }
 
-// apply returns the file that holds the function, and its text with the
-// insertion. Earlier mutations of the same file are in replaced.
-func (m Mutation) apply(t testing.TB, module string, replaced map[string]string) (file string, text []byte) {
+// apply puts the text of the file that holds the function, with the insertion,
+// into texts, where earlier mutations of the same file are.
+func (m Mutation) apply(t testing.TB, module string, texts map[string][]byte) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(module, m.Package, "*.go"))
 	Must(t, err)
@@ -124,24 +194,23 @@ func (m Mutation) apply(t testing.TB, module string, replaced map[string]string)
 		if strings.HasSuffix(file, "_test.go") {
 			continue
 		}
-		from := file
-		if to, ok := replaced[file]; ok {
-			from = to
+		text, ok := texts[file]
+		if !ok {
+			text, err = os.ReadFile(file)
+			Must(t, err)
 		}
-		text, err := os.ReadFile(from)
-		Must(t, err)
 		set := token.NewFileSet()
 		tree, err := parser.ParseFile(set, file, text, 0)
 		Must(t, err)
 		for _, d := range tree.Decls {
 			if f, ok := d.(*ast.FuncDecl); ok && funcName(f) == m.Func {
 				at := set.Position(f.Body.Lbrace).Offset + 1
-				return file, bytes.Join([][]byte{text[:at], []byte(" " + m.Insert + "\n"), text[at:]}, nil)
+				texts[file] = bytes.Join([][]byte{text[:at], []byte(" " + m.Insert + "\n"), text[at:]}, nil)
+				return
 			}
 		}
 	}
 	t.Fatalf("%s has no function %s", m.Package, m.Func)
-	return "", nil
 }
 
 func funcName(f *ast.FuncDecl) string {

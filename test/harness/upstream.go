@@ -45,7 +45,7 @@ type Upstream struct {
 	requests []Request
 	handlers map[string]http.Handler
 	conns    int
-	release  chan struct{}
+	held     []*held
 }
 
 // A Request is one that arrived.
@@ -64,7 +64,7 @@ func startUpstream(hosts []string) (*Upstream, error) {
 	if err != nil {
 		return nil, fmt.Errorf("starting upstream: %w", err)
 	}
-	u := &Upstream{Addr: l.Addr().String(), CA: ca, hosts: hosts, handlers: map[string]http.Handler{}, release: make(chan struct{})}
+	u := &Upstream{Addr: l.Addr().String(), CA: ca, hosts: hosts, handlers: map[string]http.Handler{}}
 	u.srv = &http.Server{
 		Handler: u, TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12},
 		ReadHeaderTimeout: 10 * time.Second, ErrorLog: log.New(io.Discard, "", 0), ConnState: u.count,
@@ -124,12 +124,32 @@ func (u *Upstream) Handle(t testing.TB, host string, h http.Handler) {
 	})
 }
 
-// Release lets every held request go on that has arrived by now.
-func (u *Upstream) Release() {
+// Release lets every held request go on that has arrived by now and whose path
+// begins with prefix.
+func (u *Upstream) Release(prefix string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	close(u.release)
-	u.release = make(chan struct{})
+	u.held = slices.DeleteFunc(u.held, func(h *held) bool {
+		if !strings.HasPrefix(h.path, prefix) {
+			return false
+		}
+		close(h.release)
+		return true
+	})
+}
+
+// A held request waits until release is closed.
+type held struct {
+	path    string
+	release chan struct{}
+}
+
+func (u *Upstream) hold(path string) *held {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	h := &held{path: path, release: make(chan struct{})}
+	u.held = append(u.held, h)
+	return h
 }
 
 // ServeHTTP keeps the request and answers it.
@@ -142,7 +162,7 @@ func (u *Upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	req := Request{Host: r.Host, Method: r.Method, Path: r.URL.RequestURI(), Header: r.Header.Clone(), Body: body}
 	u.mu.Lock()
 	u.requests = append(u.requests, req)
-	handler, release := u.handlers[r.Host], u.release
+	handler := u.handlers[r.Host]
 	u.mu.Unlock()
 	if handler != nil {
 		r.Body = io.NopCloser(bytes.NewReader(body))
@@ -160,12 +180,13 @@ func (u *Upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			_ = http.NewResponseController(w).Flush()
 		}
 	case "hold":
+		h := u.hold(r.URL.Path)
 		w.Header().Set("Content-Type", "application/x-ndjson") // framed by lines: each comes as it is written
 		_, _ = io.WriteString(w, "held here until released\n")
 		_ = http.NewResponseController(w).Flush()
 		select {
 		case <-r.Context().Done():
-		case <-release:
+		case <-h.release:
 		}
 	default:
 		_, _ = fmt.Fprintf(w, "hello from %s\n", r.Host)

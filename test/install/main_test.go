@@ -53,32 +53,22 @@ type plugins struct {
 // source but for the constant, changed on its way to the compiler.
 func buildPlugins(t *testing.T) plugins {
 	t.Helper()
-	module, err := filepath.Abs("../..")
+	file, err := filepath.Abs("../../vault-plugin/backend.go")
 	harness.Must(t, err)
-	dir, scratch := t.TempDir(), t.TempDir()
-	file := filepath.Join(module, "vault-plugin", "backend.go")
 	source, err := os.ReadFile(file)
 	harness.Must(t, err)
 	other := strings.Replace(string(source), `const Version = "`+v1+`"`, `const Version = "`+v2+`"`, 1)
 	if other == string(source) {
 		t.Fatalf("%s does not declare version %s", file, v1)
 	}
-	harness.Must(t, os.WriteFile(filepath.Join(scratch, "backend.go"), []byte(other), 0o600))
-	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{file: filepath.Join(scratch, "backend.go")}})
-	harness.Must(t, err)
-	harness.Must(t, os.WriteFile(filepath.Join(scratch, "overlay.json"), overlay, 0o600))
-	build := func(version string, flags ...string) install.Plugin {
+	dir := t.TempDir()
+	build := func(version string, texts map[string][]byte) install.Plugin {
 		p := install.Plugin{Version: version, Command: "sealed-" + version}
-		args := append([]string{"build", "-trimpath", "-ldflags", "-s -w"}, flags...)
-		cmd := exec.Command("go", append(args, "-o", filepath.Join(dir, p.Command), "./vault-plugin/cmd/vault-plugin-secrets-sealed")...)
-		cmd.Dir, cmd.Env = module, append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("building the plug-in: %v: %s", err, out)
-		}
+		harness.BuildChanged(t, "engine "+version, filepath.Join(dir, p.Command), "./vault-plugin/cmd/vault-plugin-secrets-sealed", texts)
 		p.SHA256 = fileSum(t, filepath.Join(dir, p.Command))
 		return p
 	}
-	return plugins{dir: dir, v1: build(v1), v2: build(v2, "-overlay", filepath.Join(scratch, "overlay.json"))}
+	return plugins{dir: dir, v1: build(v1, nil), v2: build(v2, map[string][]byte{file: []byte(other)})}
 }
 
 func fileSum(t *testing.T, path string) string {
@@ -208,6 +198,7 @@ func (v *vault) target() install.Target {
 		Mount: "sealed", Tenant: "acme", TrustDomain: "corp.example", Plugin: v.plugins.v1,
 		AuthMount: "jwt-sealed", Audience: "vault://sealed",
 		BundleEndpoint: v.endpoint, BundleCA: v.ca, Bundle: v.bundle, Builtin: true,
+		OnePerson: true, // what tests write has to take effect; but testSecondPerson
 	}
 }
 

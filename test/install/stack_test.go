@@ -40,6 +40,7 @@ func TestStack(t *testing.T) {
 		t.Skip("short")
 	}
 	require.Root(t, "SPIRE attests other users' processes")
+	t.Parallel()
 	s := openSite(t)
 	s.uninstall(t)
 	s.install(t)
@@ -126,7 +127,7 @@ func (s *site) installArgs(t *testing.T) []string {
 	roots := filepath.Join(t.TempDir(), "roots.pem")
 	harness.Must(t, os.WriteFile(roots, []byte(s.old.UpstreamRoots), 0o600))
 	args := []string{
-		"install", "--tenant", "acme", "--trust-domain", s.Status.TrustDomain, "--person-claim", "person",
+		"install", "--tenant", "acme", "--trust-domain", s.Status.TrustDomain, "--person-claim", "person", "--second-person=false",
 		"--plugin", filepath.Join(s.plugins.dir, s.plugins.v1.Command),
 		"--bundle-endpoint", s.Status.BundleURL, "--bundle-ca", s.Status.VaultCA,
 		"--policy-key", filepath.Join(s.private, "policy-key.pem"),

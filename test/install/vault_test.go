@@ -16,20 +16,24 @@ import (
 	"sealed.dev/sealed/test/harness"
 )
 
-// TestVault is everything that a Vault alone is enough for. The plug-ins are built
-// once; every test has a Vault of its own.
+// TestVault is everything that a Vault alone is enough for. Every test has a Vault
+// of its own.
 func TestVault(t *testing.T) {
 	if testing.Short() {
 		t.Skip("short")
 	}
+	t.Parallel()
 	vaultBinary(t)
 	p := buildPlugins(t)
 	for name, f := range map[string]func(*testing.T, *vault){
 		"Fresh": testFresh, "Drift": testDrift, "Interrupted": testInterrupted, "TwoAtOnce": testTwoAtOnce,
 		"Privileges": testPrivileges, "Refused": testRefused, "Foreign": testForeign, "Tenants": testTenants,
-		"Upgrade": testUpgrade, "WrongPlugin": testWrongPlugin, "Uninstall": testUninstall,
+		"SecondPerson": testSecondPerson, "Upgrade": testUpgrade, "WrongPlugin": testWrongPlugin, "Uninstall": testUninstall,
 	} {
-		t.Run(name, func(t *testing.T) { f(t, startVault(t, p)) })
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f(t, startVault(t, p))
+		})
 	}
 }
 
@@ -70,6 +74,32 @@ func testFresh(t *testing.T, v *vault) {
 			t.Errorf("role: %s is %s, want %s", name, got, want)
 		}
 	}
+}
+
+// testSecondPerson: a mount that is installed without saying anything about it
+// asks a second person as soon as it is complete, and the installer is one person.
+func testSecondPerson(t *testing.T, v *vault) {
+	target := v.target()
+	target.OnePerson = false
+	job := v.install(t, target)
+	if r := row(t, plan(t, job), "second-person"); r.Action != install.Create {
+		t.Errorf("planned: %+v", r)
+	}
+	harness.Must(t, job.Apply(t.Context(), nil))
+	wantSettled(t, job)
+	cfg, err := v.root.Read(t.Context(), "sealed/config", nil)
+	if err != nil || cfg["second_person"] != true {
+		t.Fatalf("second_person is %v, %v", cfg["second_person"], err)
+	}
+	for path, body := range map[string]map[string]any{
+		"sealed/config":              {"second_person": false},
+		"sealed/config/trust-bundle": {"endpoint": v.endpoint + "/other", "ca": v.ca},
+	} {
+		if _, err := v.root.Write(t.Context(), path, body); !errors.Is(err, sealed.ErrDenied) {
+			t.Errorf("%s by a token that is nobody's: %v", path, err)
+		}
+	}
+	wantSettled(t, job)
 }
 
 // testDrift edits one thing after the other by hand. Each shows as a change of its
