@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"net"
@@ -81,7 +80,7 @@ func (c *Client) open(ctx context.Context, h sealed.RelayHeader) (*stream, error
 	if err != nil {
 		return nil, fmt.Errorf("opening %s stream: %w: %w", h.Kind, sealed.ErrUnavailable, err)
 	}
-	s := &stream{Stream: ys, r: bufio.NewReader(ys)}
+	s := newStream(ys)
 	stop := context.AfterFunc(ctx, func() { _ = ys.SetDeadline(time.Unix(1, 0)) })
 	err = exchange(s, h)
 	if !stop() && err == nil {

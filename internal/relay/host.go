@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -78,7 +77,7 @@ func (h *Host) Serve(ctx context.Context, conn net.Conn) error {
 
 // serve handles one stream.
 func (h *Host) serve(ctx context.Context, ys *yamux.Stream) {
-	s := &stream{Stream: ys, r: bufio.NewReaderSize(ys, MaxHeader)}
+	s := newStream(ys)
 	if h.streams.Add(1) > MaxStreams {
 		h.streams.Add(-1)
 		_ = answer(s, errors.New("too many streams"))

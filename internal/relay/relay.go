@@ -137,6 +137,23 @@ type stream struct {
 
 var _ net.Conn = (*stream)(nil)
 
+func newStream(ys *yamux.Stream) *stream {
+	return &stream{Stream: ys, r: bufio.NewReaderSize(arrived{ys}, MaxHeader)}
+}
+
+// arrived reads a stream. yamux gives bytes and an error together when it can't
+// tell the peer that there is room for more, because the peer is gone: what had
+// arrived by then counts, and what follows has its own end.
+type arrived struct{ *yamux.Stream }
+
+func (a arrived) Read(p []byte) (int, error) {
+	n, err := a.Stream.Read(p)
+	if n > 0 {
+		err = nil
+	}
+	return n, err
+}
+
 func (s *stream) Read(p []byte) (int, error) { return s.r.Read(p) }
 
 // CloseWrite tells the peer that no more bytes follow; yamux keeps the other

@@ -5,12 +5,15 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -286,6 +289,59 @@ func TestControl(t *testing.T) {
 	if _, more := <-got; more {
 		t.Error("more messages")
 	}
+}
+
+// A mute connection can't write any more once it is told so, like that to a
+// process that has exited; what was sent before can still be read.
+type mute struct {
+	net.Conn
+	on atomic.Bool
+}
+
+func (m *mute) Write(b []byte) (int, error) {
+	if m.on.Load() {
+		return 0, syscall.EPIPE
+	}
+	return m.Conn.Write(b)
+}
+
+// A record that had arrived is read whole, although the room that reading it
+// makes can be told to nobody.
+func TestRecordOfOneWhoIsGone(t *testing.T) {
+	a, b := pair(t)
+	conn, gone, got := &mute{Conn: a}, make(chan struct{}), make(chan error, 1)
+	record := strings.Repeat("r", 200<<10) // within one window, and enough to ask for another
+	h := &Host{Control: func(_ context.Context, c *Control) {
+		<-gone
+		msg, err := c.Receive()
+		if err == nil && msg.Record != record {
+			err = fmt.Errorf("a record of %d bytes", len(msg.Record))
+		}
+		got <- err
+	}}
+	done := make(chan error, 1)
+	go func() { done <- h.Serve(context.Background(), conn) }()
+	c, err := NewClient(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctl, err := c.Control(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ctl.Send(sealed.RelayControl{Type: ControlFinished, Record: record}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	conn.on.Store(true)
+	close(gone)
+	if err := <-got; err != nil {
+		t.Error(err)
+	}
+	_ = c.Close()
+	<-done
 }
 
 func TestDeniedReports(t *testing.T) {
