@@ -18,7 +18,7 @@ import (
 // has up to three stages (registration, attestation, midway), each holding only
 // the files that differ; what a stage lacks comes from the earlier ones, in
 // the end from base. Magic links, which no file can fake, are lines of the
-// file "facts": a name and the facts of the inode behind it. A file that reads
+// file "facts": a name and the facts of the inode behind it, or EACCES. A file that reads
 // ENOENT does not exist.
 type fakeProc struct {
 	t  *testing.T
@@ -118,6 +118,9 @@ func (p fakeProcess) Stat(name string) (facts, error) {
 	}
 	for line := range strings.Lines(string(b)) {
 		if fields := strings.Fields(line); len(fields) > 0 && fields[0] == name {
+			if slices.Contains(fields, "EACCES") {
+				return facts{}, fs.ErrPermission
+			}
 			return parseFacts(p.f.t, fields[1:]), nil
 		}
 	}

@@ -332,6 +332,11 @@ func (a *Attestor) beside(cfg Config, pid int, d *descriptor) (bool, error) {
 	switch {
 	case vanished(err):
 		return false, nil
+	case errors.Is(err, fs.ErrPermission) && len(st.NSpid) == 2 && st.NSpid[1] == 1:
+		// Without root the attestor cannot look into another init, which is not
+		// dumpable. It is the first process of its namespace, and so not in this
+		// sandbox, whose first is d's; a namespace below would be a third number.
+		return false, nil
 	case errors.Is(err, fs.ErrPermission) && cfg.AllowUserInit && st.UIDs[0] != d.uid:
 		// Without root the attestor cannot look into another user's container.
 		// That user could not have entered this sandbox either.
