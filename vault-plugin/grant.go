@@ -33,6 +33,10 @@ const (
 // secret. A grant made under an approval has the approval's id, so that the
 // one write of its intent is also what consumes the approval: there is no
 // instant at which one is stored without the other.
+//
+// A row begins as the attachment of its entry in the log; see writeIntent. It is
+// stored under its own key when it first changes, or before the log folds the
+// entry, and from then on the attachment counts for nothing.
 type grantRow struct {
 	ID          sealed.GrantID     `json:"id"`
 	Run         sealed.RunID       `json:"run"`
@@ -133,10 +137,10 @@ func (b *backend) saveGrant(ctx context.Context, s logical.Storage, g grantRow) 
 // keepReturned makes a returned grant known. One of a static source is kept in
 // memory only: the source made nothing that would have to be found again, and
 // confirm stores it before its value may be used. If this process dies before
-// that, the row is an intent that nobody is minting, and ends as such; whoever
-// asks again does so under a new idempotency key.
+// that, what is durable is an intent that nobody is minting, and ends as such;
+// whoever asks again does so under a new idempotency key.
 func (b *backend) keepReturned(ctx context.Context, s logical.Storage, g grantRow) error {
-	if g.Handle == "" && !g.Revocable && b.note(func(x *grantIndex) { x.setGrant(g) }) {
+	if g.Handle == "" && !g.Revocable && b.note(func(x *grantIndex) { x.setRowless(g) }) {
 		return nil
 	}
 	return b.saveGrant(ctx, s, g)

@@ -20,12 +20,19 @@ import (
 // note the change afterwards; the index is published before it is loaded, and
 // what was noted meanwhile wins over what the loader reads. After a storage
 // error the index is dropped, because the outcome of the write is not known.
+//
+// A grant whose intent is new has no row yet: it is in the log's journal, which
+// is read before the rows, because a row is written before its attachment goes.
+// Where there is a row, it is the newer one. What is in the journal of a run
+// that is not live any more was archived with it.
 type grantIndex struct {
 	loading sync.Mutex // held by the one loader
 
 	mu        sync.Mutex
 	loaded    bool
-	noted     map[string]bool // ids noted before loaded
+	behind    int                     // changes of the log's journal that were not read
+	noted     map[string]bool         // ids noted before loaded
+	rowless   map[sealed.GrantID]bool // grants that only the log's journal holds
 	runs      map[sealed.RunID]*liveRun
 	approvals map[sealed.ApprovalID]approvalRow
 	asking    map[sealed.RunID]map[sealed.ApprovalID]bool // which of them are about a run
@@ -48,7 +55,9 @@ type askedFor struct {
 
 func newGrantIndex() *grantIndex {
 	return &grantIndex{
+		behind:    1,
 		noted:     make(map[string]bool),
+		rowless:   make(map[sealed.GrantID]bool),
 		runs:      make(map[sealed.RunID]*liveRun),
 		approvals: make(map[sealed.ApprovalID]approvalRow),
 		asking:    make(map[sealed.RunID]map[sealed.ApprovalID]bool),
@@ -64,7 +73,7 @@ func (b *backend) index(ctx context.Context, s logical.Storage) (*grantIndex, er
 	}
 	x := b.live
 	b.mu.Unlock()
-	return x, x.load(ctx, s)
+	return x, x.load(ctx, s, b.attached)
 }
 
 // note applies a change that is stored already. It reports whether there is an
@@ -84,94 +93,6 @@ func (b *backend) dropIndex() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.live = nil
-}
-
-func (x *grantIndex) load(ctx context.Context, s logical.Storage) error {
-	x.mu.Lock()
-	done := x.loaded
-	x.mu.Unlock()
-	if done {
-		return nil
-	}
-	x.loading.Lock()
-	defer x.loading.Unlock()
-	x.mu.Lock()
-	done = x.loaded
-	x.mu.Unlock()
-	if done {
-		return nil
-	}
-	if err := x.loadRuns(ctx, s); err != nil {
-		return unavailable(err)
-	}
-	if err := x.loadApprovals(ctx, s); err != nil {
-		return unavailable(err)
-	}
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.loaded, x.noted = true, nil
-	return nil
-}
-
-func (x *grantIndex) loadRuns(ctx context.Context, s logical.Storage) error {
-	ids, err := s.List(ctx, storeRunsLive)
-	if err != nil {
-		return err
-	}
-	for _, id := range ids {
-		var r runRow
-		ok, err := get(ctx, s, storeRunsLive+id, &r)
-		if err != nil {
-			return err
-		}
-		if !ok { // archived since the listing
-			continue
-		}
-		if err := r.decodeManifest(); err != nil {
-			return err
-		}
-		x.ifNotNoted(id, func() { x.putRun(r) })
-		if err := x.loadGrants(ctx, s, r.ID); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (x *grantIndex) loadGrants(ctx context.Context, s logical.Storage, run sealed.RunID) error {
-	prefix := storeGrants + string(run) + "/"
-	ids, err := s.List(ctx, prefix)
-	if err != nil {
-		return err
-	}
-	for _, id := range ids {
-		var g grantRow
-		ok, err := get(ctx, s, prefix+id, &g)
-		if err != nil {
-			return err
-		}
-		if ok {
-			x.ifNotNoted(string(run)+"/"+id, func() { x.putGrant(g) })
-		}
-	}
-	return nil
-}
-
-func (x *grantIndex) loadApprovals(ctx context.Context, s logical.Storage) error {
-	ids, err := s.List(ctx, storeApprovalsLive)
-	if err != nil {
-		return err
-	}
-	for _, id := range ids {
-		a, err := readApproval(ctx, s, storeApprovalsLive, sealed.ApprovalID(id))
-		if err != nil {
-			return err
-		}
-		if a.ID != "" {
-			x.ifNotNoted(id, func() { x.putApproval(a) })
-		}
-	}
-	return nil
 }
 
 func (x *grantIndex) ifNotNoted(id string, set func()) {
@@ -262,17 +183,40 @@ func (x *grantIndex) liveRun(id sealed.RunID) *liveRun {
 func (x *grantIndex) setRun(r runRow) { x.noting(string(r.ID), func() { x.putRun(r) }) }
 
 func (x *grantIndex) dropRun(id sealed.RunID) {
-	x.noting(string(id), func() { delete(x.runs, id) })
+	x.noting(string(id), func() {
+		if l, ok := x.runs[id]; ok {
+			for g := range l.grants {
+				delete(x.rowless, g)
+			}
+		}
+		delete(x.runs, id)
+	})
 }
 
+// setGrant notes a grant whose row is stored.
 func (x *grantIndex) setGrant(g grantRow) {
-	x.noting(string(g.Run)+"/"+string(g.ID), func() { x.putGrant(g) })
+	x.noting(string(g.Run)+"/"+string(g.ID), func() { x.putGrant(g); delete(x.rowless, g.ID) })
+}
+
+// setRowless notes a grant of which only the intent is durable, as the attachment
+// of its entry; the grant may be further on in memory. A row that is there after
+// all is found before one is written.
+func (x *grantIndex) setRowless(g grantRow) {
+	x.noting(string(g.Run)+"/"+string(g.ID), func() { x.putGrant(g); x.rowless[g.ID] = true })
+}
+
+// stored notes that a grant has a row, and changes nothing of it.
+func (x *grantIndex) stored(g grantRow) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.rowless, g.ID)
 }
 
 func (x *grantIndex) dropGrant(g grantRow) {
 	x.noting(string(g.Run)+"/"+string(g.ID), func() {
 		l := x.liveRun(g.Run)
 		delete(l.grants, g.ID)
+		delete(x.rowless, g.ID)
 		if asked := (askedFor{g.Key, g.Idempotency}); l.asked[asked] == g.ID {
 			delete(l.asked, asked)
 		}
@@ -336,6 +280,18 @@ func (x *grantIndex) grant(run sealed.RunID, id sealed.GrantID) (grantRow, bool)
 	}
 	g, ok := l.grants[id]
 	return g, ok
+}
+
+// bare reports whether a grant is here and has no row in storage.
+func (x *grantIndex) bare(g grantRow) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	l, ok := x.runs[g.Run]
+	if !ok || l.row.ID == "" {
+		return false
+	}
+	_, ok = l.grants[g.ID]
+	return ok && x.rowless[g.ID]
 }
 
 // askedGrant returns the grant that an earlier call with the same idempotency

@@ -2,9 +2,9 @@ package vaultplugin
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -73,60 +73,58 @@ func (b *backend) intend(ctx context.Context, s logical.Storage, c credsCall) (i
 	return intent{g: g, r: r, ahead: ahead}, nil
 }
 
-// writeIntent logs the intent and stores it, both at the same time. The entry
-// counts against the run's budget, which bounds what a loop of calls can write
-// (R23): a run that has used it up writes nothing here.
+// writeIntent makes the intent durable: its entry in the log, and its row as what
+// the entry has attached, in one storage write. So there is never one without
+// the other, and that write is also what consumes the approval. The entry counts
+// against the run's budget, which bounds what a loop of calls can write (R23): a
+// run that has used it up writes nothing here.
 //
-// If the entry fails, the row is taken away again: nothing was minted, and the
-// approval is as it was. If that fails too, the row is an intent that nobody is
-// minting. If the row fails, nobody knows whether it is there, and the entry is.
+// After an error either nothing is logged, or nobody knows: then the index is
+// dropped, and an intent that did become durable is found when it is read again.
+// It is one that nobody is minting, and ends as such; the approval is used up.
 func (b *backend) writeIntent(ctx context.Context, s logical.Storage, r runRow, g grantRow, v verdict, entry *arrival) error {
 	if b.mem.isSpent(r.ID) {
 		return errBudget
 	}
-	var rowErr error
-	var writing sync.WaitGroup
-	writing.Go(func() { rowErr = b.saveGrant(ctx, s, g) })
-	err := b.logIntent(ctx, s, r, g, v, entry)
-	writing.Wait()
-	if err == nil {
-		return rowErr
+	row, err := json.Marshal(g)
+	if err != nil {
+		return fmt.Errorf("encoding grant %s: %w", g.ID, err)
 	}
-	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
-	defer cancel()
-	if derr := b.deleteGrant(undo, s, g); derr != nil {
-		b.Logger().Warn("taking back an intent that was not logged", "run", g.Run, "grant", g.ID, "error", derr)
-	}
-	return err
-}
-
-// undoLimit bounds taking back an intent, when its call may be over already.
-const undoLimit = 5 * time.Second
-
-func (b *backend) logIntent(ctx context.Context, s logical.Storage, r runRow, g grantRow, v verdict, entry *arrival) error {
 	entry.over()
-	_, err := b.record(ctx, s, withDecided(audit.Event{Type: "issue.intent", Run: string(r.ID)}, map[string]any{
+	_, err = b.record(ctx, s, withDecided(audit.Event{
+		Type: "issue.intent", Run: string(r.ID), Attach: &audit.Attachment{Key: g.storageKey(), Value: row},
+	}, map[string]any{
 		"key": g.Key, "grant": g.ID, "approval": g.Approval, "delivery": g.Delivery, "source": g.Source, "profile": g.Profile,
 		"profile_version": v.terms.key.Origin.Version, "effect": v.Effect, "reasons": codes(v.Decision),
 		"pinned": r.m.Bundle.Digest, "bundle": v.bundle.Ref().Digest, "epoch": g.Epoch, "ttl": int64(g.TTL.Std() / time.Second),
 	}, v.decided)...)
-	if errors.Is(err, audit.ErrBudget) {
+	switch {
+	case err == nil:
+		b.note(func(x *grantIndex) { x.setRowless(g) })
+		return nil
+	case errors.Is(err, audit.ErrBudget):
 		b.mem.spend(r.ID)
 		return errBudget
+	case !errors.Is(err, audit.ErrGaveUp) && !errors.Is(err, audit.ErrEvent):
+		b.dropIndex()
 	}
 	return err
 }
 
-// killIntent ends an intent that nobody is minting any more. The entry comes
-// first: the one about the intent was written beside the row, and may be lost.
+// killIntent ends an intent that nobody is minting any more, with an entry. An
+// intent of a run that is being archived has ended before, and is here again
+// because a crash came between deleting its row and that of its run.
 func (b *backend) killIntent(ctx context.Context, s logical.Storage, g grantRow, then error) error {
-	if b.mem.off.ended {
-		return b.killGrant(ctx, s, g, outcomeCrashed, then)
+	archived, err := s.Get(ctx, storeRunsDone+string(g.Run))
+	if err != nil {
+		return unavailable(err)
 	}
-	if _, err := b.record(ctx, s, audit.Event{Type: "issue.failed", Run: string(g.Run), Essential: true, Body: map[string]any{
-		"key": g.Key, "grant": g.ID, "source": g.Source, "what": outcomeCrashed,
-	}}); err != nil {
-		return err
+	if archived == nil {
+		if _, err := b.record(ctx, s, audit.Event{Type: "issue.failed", Run: string(g.Run), Essential: true, Body: map[string]any{
+			"key": g.Key, "grant": g.ID, "source": g.Source, "what": outcomeCrashed,
+		}}); err != nil {
+			return err
+		}
 	}
 	return b.killGrant(ctx, s, g, outcomeCrashed, then)
 }

@@ -2,18 +2,21 @@ package vaultplugin
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
 
+	"sealed.dev/sealed/internal/audit"
+	"sealed.dev/sealed/internal/cascade"
 	"sealed.dev/sealed/internal/sealed"
 )
 
-// unlogged makes an intent under an approval whose entry was lost: the log and
-// taking back the row fail, and the process dies.
-func unlogged(t *testing.T) (*world, *guest, sealed.ApprovalID) {
+// approved claims a run and has a key approved.
+func approved(t *testing.T) (*world, *guest, sealed.ApprovalID) {
 	t.Helper()
 	w := newWorld(t)
 	g := w.claimed(idem(1))
@@ -21,28 +24,35 @@ func unlogged(t *testing.T) (*world, *guest, sealed.ApprovalID) {
 	if err := w.vote("ann", id, "approve"); err != nil {
 		t.Fatal(err)
 	}
-	stored := false
-	w.s.setFail(func(_ int, key string) (bool, bool) {
-		intent := strings.HasPrefix(key, storeGrants) && !stored
-		stored = stored || intent
-		return !intent, false
-	})
-	_, _, err := g.creds("HIGH", idem(3))
-	wantCode(t, err, 503)
-	w.s.setFail(nil)
-	w.open()
-	if w.inLog(sealed.GrantID(id)) {
-		t.Fatal("control: the intent is in the log")
-	}
-	if rows, err := w.s.List(context.Background(), storeGrants+string(g.run)+"/"); err != nil || len(rows) != 1 {
-		t.Fatalf("control: stored intents %v, %v", rows, err)
-	}
 	return w, g, id
 }
 
-// TestUnloggedIntent: an intent that storage has and the log has not is never
-// minted, and leaves an entry however it ends: a consumed approval has one.
-func TestUnloggedIntent(t *testing.T) { // E21, E22
+// unacknowledged makes an intent under an approval whose one write was done and
+// answered with an error.
+func unacknowledged(t *testing.T) (*world, *guest, sealed.ApprovalID) {
+	t.Helper()
+	w, g, id := approved(t)
+	w.s.setFail(func(n int, _ string) (bool, bool) { return n > 1, n == 1 })
+	_, _, err := g.creds("HIGH", idem(3))
+	wantCode(t, err, 503)
+	w.s.setFail(nil)
+	return w, g, id
+}
+
+// rows are the keys of the grants of a run that have a row of their own.
+func (g *guest) rows() []string {
+	g.w.t.Helper()
+	rows, err := g.w.s.List(context.Background(), storeGrants+string(g.run)+"/")
+	if err != nil {
+		g.w.t.Fatal(err)
+	}
+	return rows
+}
+
+// TestUnmintedIntent: an intent that became durable and was never minted uses
+// up its approval and leaves an entry however it ends, in the process that wrote
+// it and in the next.
+func TestUnmintedIntent(t *testing.T) { // E21, E22
 	ctx := context.Background()
 	for name, end := range map[string]func(*world, *guest){
 		"asked again": func(w *world, g *guest) {
@@ -57,51 +67,88 @@ func TestUnloggedIntent(t *testing.T) { // E21, E22
 			w.must("op", g.path("close"), map[string]any{"reason": "test"})
 			w.clock.add(time.Minute)
 			w.b.worker.tick(ctx, w.s)
-			if rows, err := w.s.List(ctx, storeGrants+string(g.run)+"/"); err != nil || len(rows) != 0 {
-				t.Errorf("not archived: %v %v", rows, err)
+			if rows := g.rows(); len(rows) != 0 {
+				t.Errorf("not archived: %v", rows)
 			}
 		},
 	} {
-		t.Run(name, func(t *testing.T) {
-			w, g, id := unlogged(t)
-			end(w, g)
-			if !w.inLog(sealed.GrantID(id)) {
-				t.Error("ended without an entry")
-			}
-			if v := w.view(id); v.State != sealed.ApprovalConsumed {
-				t.Errorf("approval is %s", v.State)
-			}
-		})
+		for _, restarted := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, restarted %v", name, restarted), func(t *testing.T) {
+				w, g, id := unacknowledged(t)
+				if restarted {
+					w.open()
+				}
+				if v := w.view(id); v.State != sealed.ApprovalConsumed {
+					t.Errorf("approval is %s", v.State)
+				}
+				end(w, g)
+				w.wantEntry("issue.intent", string(id))
+				w.wantEntry("issue.failed", string(id), outcomeCrashed)
+				if v := w.view(id); v.State != sealed.ApprovalConsumed {
+					t.Errorf("approval is %s", v.State)
+				}
+			})
+		}
 	}
-	t.Run("control off", func(t *testing.T) {
-		w, g, id := unlogged(t)
-		w.b.mem.off.ended = true
+}
+
+// TestUnwrittenIntent: when the write fails, nobody in this process can know
+// whether it will show up, so the approval counts as used; the next process reads
+// that it did not.
+func TestUnwrittenIntent(t *testing.T) {
+	fail := func(t *testing.T) (*world, *guest, sealed.ApprovalID) {
+		w, g, id := approved(t)
+		w.s.setFail(func(_ int, key string) (bool, bool) { return strings.HasPrefix(key, storeLog), false })
+		_, _, err := g.creds("HIGH", idem(3))
+		wantCode(t, err, 503)
+		if v := w.view(id); v.State != sealed.ApprovalConsumed {
+			t.Errorf("approval is %s while nobody knows", v.State)
+		}
+		w.s.setFail(nil)
+		return w, g, id
+	}
+	t.Run("the process goes on", func(t *testing.T) {
+		w, g, id := fail(t)
 		_, _, err := g.creds("HIGH", idem(3))
 		wantCode(t, err, 403)
-		if w.inLog(sealed.GrantID(id)) {
-			t.Error("the test shows nothing")
+		if next := g.pendingID("HIGH", idem(4)); next == id {
+			t.Error("the approval is pending again")
+		}
+		w.wantEntry("issue.intent", string(id))
+		w.wantEntry("issue.failed", string(id))
+	})
+	t.Run("the process dies", func(t *testing.T) {
+		w, g, id := fail(t)
+		w.open()
+		if a, _, err := g.creds("HIGH", idem(3)); err != nil || string(a.Grant) != string(id) {
+			t.Fatalf("%+v %v", a, err)
+		}
+		if next := g.pendingID("HIGH", idem(4)); next == id {
+			t.Error("the approval was used twice")
 		}
 	})
 }
 
-// TestUnloggedIntentIsTakenBack: when only the log fails, the approval is as it
-// was, and good for one grant.
-func TestUnloggedIntentIsTakenBack(t *testing.T) {
-	w := newWorld(t)
-	g := w.claimed(idem(1))
-	id := g.pendingID("HIGH", idem(2))
-	if err := w.vote("ann", id, "approve"); err != nil {
+// TestGivenUpIntent: a call that gives up before the log's turn has come to it
+// leaves nothing, and costs the mount nothing: whoever asks and goes away does not
+// make it read all runs again.
+func TestGivenUpIntent(t *testing.T) {
+	w, g, id := approved(t)
+	r, err := w.b.run(context.Background(), w.s, g.run)
+	if err != nil {
 		t.Fatal(err)
 	}
-	w.s.setFail(func(_ int, key string) (bool, bool) { return strings.HasPrefix(key, storeLog), false })
-	_, _, err := g.creds("HIGH", idem(3))
-	wantCode(t, err, 503)
-	w.s.setFail(nil)
-	if a, _, err := g.creds("HIGH", idem(3)); err != nil || string(a.Grant) != string(id) {
-		t.Fatalf("%+v %v", a, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	row := grantRow{ID: sealed.GrantID(id), Run: g.run, Key: "HIGH", Approval: id, State: grantIntent}
+	if err := w.b.writeIntent(ctx, w.s, r, row, verdict{bundle: w.active(), terms: keyTerms{key: &cascade.Key{}}}, w.b.journal.expect()); !errors.Is(err, audit.ErrGaveUp) {
+		t.Fatalf("%v, want a call that gave up", err)
 	}
-	if next := g.pendingID("HIGH", idem(4)); next == id {
-		t.Error("the approval was used twice")
+	if w.b.live == nil {
+		t.Error("the index was dropped")
+	}
+	if a, _, err := g.creds("HIGH", idem(3)); err != nil || string(a.Grant) != string(id) {
+		t.Errorf("%+v %v", a, err)
 	}
 }
 
@@ -232,7 +279,7 @@ func TestAgentOfASecondAgo(t *testing.T) {
 	wantCode(t, err, 403)
 }
 
-// TestSpentRunWritesNothing: R23, with intent and entry written side by side.
+// TestSpentRunWritesNothing: R23, and the index is as good as it was.
 func TestSpentRunWritesNothing(t *testing.T) {
 	w := newWorld(t)
 	g := w.claimed(idem(1))
@@ -244,5 +291,10 @@ func TestSpentRunWritesNothing(t *testing.T) {
 	}
 	if n := w.s.count(); n != 0 {
 		t.Errorf("%d writes", n)
+	}
+	w.b.mu.Lock()
+	defer w.b.mu.Unlock()
+	if w.b.live == nil {
+		t.Error("the index was dropped: whoever floods makes the mount read everything again")
 	}
 }

@@ -9,13 +9,15 @@ import (
 // has written. It does no I/O.
 //
 // What changes with every run drops what is known of runs; what grows with every
-// call is the log. Everything else is rare and drops all: a key that nobody has
-// thought of here can not leave something old behind.
+// call is the log, whose journal is read again for the intents that it may have
+// brought. Everything else is rare and drops all: a key that nobody has thought
+// of here can not leave something old behind.
 func (b *backend) invalidate(ctx context.Context, key string) {
 	noun, _, _ := strings.Cut(key, "/")
 	switch noun + "/" {
 	case storeLog:
-		b.journal.invalidate(ctx)
+		b.journal.invalidate(ctx) // before the index, which reads it
+		b.note((*grantIndex).fallBehind)
 	case storeRecords, storeInputs: // read from storage each time
 	case storeRuns, storeGrants, storeApprovals, storeIdempotency:
 		b.dropRuns()

@@ -83,6 +83,7 @@ func stalesAfter(t *testing.T, told bool) (stale []string) {
 			}
 			return g.confirm(a)
 		}},
+		{"creds that nobody confirms", func() error { _, _, err := g.creds("LOW", idem(4)); return err }},
 		{"ask for an approval", func() error { return w.vote("ann", g.pendingID("HIGH", idem(3)), "approve") }},
 		{"config", func() error { w.must("op", "config", map[string]any{"stop_after": "90s"}); return nil }},
 		{"profile", func() error {

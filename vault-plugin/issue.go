@@ -111,8 +111,7 @@ type reading struct {
 // readAhead begins to read the value of a built-in key; nil for any other
 // source, of which nobody asks anything before the intent is durable. Reading
 // the own store leaves nothing that could come to nothing: the ciphertext is
-// used only after both writes of the intent were acknowledged, else it is
-// dropped.
+// used only after the write of the intent was acknowledged, else it is dropped.
 func (b *backend) readAhead(ctx context.Context, s logical.Storage, r runRow, g grantRow) (*reading, error) {
 	_, src, err := b.source(ctx, s, g.Source)
 	if err != nil {

@@ -83,7 +83,7 @@ func (b *backend) auditLog(ctx context.Context, s logical.Storage) (*audit.Log, 
 		s = b.storage // outlives the request
 	}
 	l, err := audit.Open(ctx, logStorage{s}, keys.logSigner, audit.Config{
-		Clock: b.now, Rand: b.rand, Later: b.worker.soon,
+		Clock: b.now, Rand: b.rand, Later: b.worker.soon, Settle: b.settleIntents,
 		Coming: func() int { return int(b.journal.coming.Load()) },
 	})
 	if err != nil {

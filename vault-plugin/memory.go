@@ -33,7 +33,6 @@ type controls struct {
 	measure  bool // of the sandbox
 	self     bool // approval by the requester
 	consume  bool // of the approval by its grant
-	ended    bool // entries about intents that ended unlogged
 	rollback bool // refusal once storage went back
 }
 

@@ -137,14 +137,13 @@ func (b *backend) leased(ctx context.Context, s logical.Storage, g grantRow) (*l
 // issue takes a grant from nothing to returned:
 //
 //  1. under the run's lock: resume a grant of the same idempotency; else
-//     check revocations, decide again, find the approval, log issue.intent
-//     and write the intent. That write is also what consumes the approval. The
-//     two are under way at the same time and both durable before anything is
-//     minted. A crash may leave either without the other: an entry about an
-//     intent that came to nothing, or an intent that is not in the log. The
-//     second is never minted, and an entry is written when it is ended.
+//     check revocations, decide again, find the approval, and log issue.intent
+//     with the intent's row attached. That is one write: it is durable before
+//     anything is minted, it consumes the approval, and a crash leaves all of it
+//     or nothing. An intent that nobody mints after that is ended by the worker,
+//     with an entry.
 //  2. without the lock: prepare and mint at the source. The value of a
-//     built-in key was read during the writes.
+//     built-in key was read during the write.
 //  3. under the lock again: the run must still be alive, the intent still an
 //     intent, and no revocation may have come; else undo.
 //

@@ -21,16 +21,17 @@ type draft struct {
 	typ, run  string
 	body      []byte
 	essential bool
+	attach    *Attachment
 }
 
 // Append logs events in order, next to each other, and returns when they are
 // durable. Calls that arrive while one is being written share the next write, so
 // an entry costs one Put or less. On any error nothing that depends on the events
 // may happen; they may or may not be in the log. The error matches ErrEvent when
-// an event is malformed, and ErrBudget when a run is over its budget; then none
-// of the events is in the log. If ctx ends while the call waits for others,
-// nothing is logged; once its write began the call waits for the outcome, at most
-// Config.WriteTimeout.
+// an event is malformed, ErrBudget when a run is over its budget, and ErrGaveUp
+// when ctx ended while the call waited for others; then none of the events is in
+// the log. Once its write began the call waits for the outcome, at most
+// Config.WriteTimeout. Attachments share the fate of their events.
 func (l *Log) Append(ctx context.Context, events ...Event) ([]Receipt, error) {
 	for _, e := range events {
 		if e.Type == TypeErased {
@@ -46,7 +47,7 @@ func (l *Log) append(ctx context.Context, events []Event) ([]Receipt, error) {
 		return nil, fmt.Errorf("%w: %d events in one call, want 1 to %d", ErrEvent, len(events), l.cfg.MaxBatch)
 	}
 	for _, e := range events {
-		d, err := newDraft(e)
+		d, err := l.newDraft(e)
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrEvent, err)
 		}
@@ -62,7 +63,7 @@ func (l *Log) append(ctx context.Context, events []Event) ([]Receipt, error) {
 	return l.await(ctx, req)
 }
 
-func newDraft(e Event) (draft, error) {
+func (l *Log) newDraft(e Event) (draft, error) {
 	if err := checkType(e.Type); err != nil {
 		return draft{}, err
 	}
@@ -73,7 +74,15 @@ func newDraft(e Event) (draft, error) {
 	if err != nil {
 		return draft{}, fmt.Errorf("%s: %w", e.Type, err)
 	}
-	return draft{typ: e.Type, run: e.Run, body: body, essential: e.Essential}, nil
+	if e.Attach != nil {
+		if l.cfg.Settle == nil {
+			return draft{}, fmt.Errorf("%s: nobody settles attachments of this log", e.Type)
+		}
+		if err := e.Attach.check(); err != nil {
+			return draft{}, fmt.Errorf("%s: %w", e.Type, err)
+		}
+	}
+	return draft{typ: e.Type, run: e.Run, body: body, essential: e.Essential, attach: e.Attach.clone()}, nil
 }
 
 // await waits until req is done: by another caller, or by this one when the turn
@@ -86,7 +95,7 @@ func (l *Log) await(ctx context.Context, req *request) ([]Receipt, error) {
 		default:
 		}
 		if ctx.Err() != nil && l.withdraw(req) {
-			return nil, fmt.Errorf("waiting for the log: %w", ctx.Err())
+			return nil, fmt.Errorf("%w: %w", ErrGaveUp, ctx.Err())
 		}
 		select {
 		case <-req.done:
@@ -98,7 +107,7 @@ func (l *Log) await(ctx context.Context, req *request) ([]Receipt, error) {
 				<-req.done // it is being written, and that has a time limit
 				continue
 			}
-			return nil, fmt.Errorf("waiting for the log: %w", ctx.Err())
+			return nil, fmt.Errorf("%w: %w", ErrGaveUp, ctx.Err())
 		}
 	}
 }

@@ -57,7 +57,7 @@ func (l *Log) plan(todo []slot) (*commit, error) {
 		if err != nil {
 			return nil, err
 		}
-		je := journalEntry{Leaf: e.raw, Side: e.side}
+		je := journalEntry{Leaf: e.raw, Side: e.side, Attach: e.attach}
 		if total += je.size(); total > maxJournal && len(c.entries) > 0 {
 			break
 		}
@@ -92,7 +92,7 @@ func (l *Log) newEntry(seq uint64, last time.Time, d draft) (entry, error) {
 	}
 	leaf := Leaf{Seq: seq, Time: now, Type: d.typ, Run: d.run, Body: side.Digest()}
 	raw := leaf.Marshal()
-	return entry{leaf: leaf, raw: raw, hash: tlog.RecordHash(raw), side: side}, nil
+	return entry{leaf: leaf, raw: raw, hash: tlog.RecordHash(raw), side: side, attach: d.attach}, nil
 }
 
 // soleFor is how long an acknowledged commit stands for the look at the next

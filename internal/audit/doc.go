@@ -12,10 +12,12 @@
 // # Guarantee
 //
 // An Append that returned without error is durable and covered by the signed
-// head in its receipt. Any two heads that one log ever hands out are consistent:
-// the smaller tree is a prefix of the larger one, through crashes, failed writes
-// and writes whose outcome is unknown. [VerifyDir] finds every changed, missing,
-// moved or added byte in an exported log and names the entry.
+// head in its receipt. What it attached became durable with it, and stays with
+// the log until its owner has settled it. Any two heads that one log ever hands
+// out are consistent: the smaller tree is a prefix of the larger one, through
+// crashes, failed writes and writes whose outcome is unknown. [VerifyDir] finds
+// every changed, missing, moved or added byte in an exported log and names the
+// entry.
 //
 // # What it does not guarantee
 //
@@ -27,7 +29,8 @@
 // be atomic, and one process at a time may write. Erasing an entry removes body
 // and salt from the storage's current state, not from backups of it. The body of
 // an entry is "names only" because its writer keeps to that; nothing here can
-// tell a name from a secret.
+// tell a name from a secret. An [Attachment] is not part of the log: nothing
+// proves to anybody what it was.
 //
 // # Leaf
 //

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -10,27 +11,45 @@ import (
 )
 
 const (
-	maxTail     = 4 * tileWidth // entries in the journal before an append must fold
+	maxTail     = 4 * tileWidth // entries in the journal, from which on an append fails unless it can fold some
 	lazyDeletes = 4             // folded journal objects that one append removes
 )
 
 // Fold moves full tiles out of the journal and removes what is then folded. The
 // log does so by itself after appends; an idle log may be folded by a worker. It
-// is safe at any time and does nothing when there is nothing to do.
+// is safe at any time and does nothing when there is nothing to do. The caller
+// holds nothing that Config.Settle waits for.
 func (l *Log) Fold(ctx context.Context) error {
+	for {
+		if err := l.settleOwed(ctx); err != nil {
+			return err
+		}
+		if done, err := l.foldSettled(ctx); done || err != nil {
+			return err
+		}
+	}
+}
+
+// foldSettled does what can be done without Config.Settle. done is false if
+// there is then something for it.
+func (l *Log) foldSettled(ctx context.Context) (done bool, err error) {
 	if err := l.take(ctx); err != nil {
-		return err
+		return false, err
 	}
 	defer l.release()
 	if err := l.ready(ctx); err != nil {
-		return err
+		return false, err
 	}
-	return l.keepHouse(ctx, len(l.starts))
+	if err := l.keepHouse(ctx, len(l.starts)); err != nil {
+		return false, err
+	}
+	return len(l.owed(l.view.Load())) == 0, nil
 }
 
 // keepHouse finishes erasures, folds full bundles, and then removes up to deletes
 // folded journal objects. The order matters: nothing is folded that should be
-// erased. The caller has the turn.
+// erased, or that has attachments which are nowhere else. The caller has the
+// turn.
 func (l *Log) keepHouse(ctx context.Context, deletes int) error {
 	if l.dirty || l.view.Load() == nil {
 		return nil // load comes first, and then the next append
@@ -41,7 +60,7 @@ func (l *Log) keepHouse(ctx context.Context, deletes int) error {
 		}
 		l.erase = l.erase[1:]
 	}
-	for v := l.view.Load(); v.size-v.folded >= tileWidth; v = l.view.Load() {
+	for v := l.view.Load(); v.size-v.folded >= tileWidth && len(l.owed(v)) == 0; v = l.view.Load() {
 		if err := l.foldBundle(ctx, v); err != nil {
 			return l.failed("folding", err)
 		}
@@ -69,17 +88,19 @@ func (l *Log) tidy(ctx context.Context) {
 }
 
 // tidyLater takes the turn for a step at a time, so that an append waits for one
-// step at most.
+// step at most. Attachments are settled between the steps.
 func (l *Log) tidyLater() {
 	defer l.tidying.Store(false)
 	ctx, cancel := l.writeContext(context.Background())
 	defer cancel()
 	for range lazyDeletes {
+		owing := l.settleOwed(ctx)
+		l.warn(ctx, owing)
 		if l.take(ctx) != nil {
 			return
 		}
 		err := l.keepHouse(ctx, 1)
-		more := err == nil && l.untidy()
+		more := err == nil && owing == nil && l.untidy()
 		l.release()
 		l.warn(ctx, err)
 		if !more {
@@ -103,13 +124,24 @@ func (l *Log) warn(ctx context.Context, err error) {
 	}
 }
 
-// makeRoom keeps the journal bounded even when housekeeping keeps failing.
+// makeRoom keeps the journal bounded even when housekeeping keeps failing. It
+// can't settle attachments, because the caller has the turn; housekeeping, which
+// comes after this append whatever becomes of it, tries that again.
 func (l *Log) makeRoom(ctx context.Context) error {
 	if v := l.view.Load(); v.size-v.folded < maxTail {
 		return nil
 	}
-	return l.keepHouse(ctx, lazyDeletes)
+	if err := l.keepHouse(ctx, lazyDeletes); err != nil {
+		return err
+	}
+	if v := l.view.Load(); v.size-v.folded >= maxTail {
+		return errFull
+	}
+	return nil
 }
+
+// errFull is the error of an append for which there is no room.
+var errFull = errors.New("the journal is full: attachments can't be settled")
 
 // foldBundle moves the 256 oldest entries of the journal into tiles. Everything
 // it writes before the fold object is a function of the journal, and nobody reads

@@ -123,6 +123,41 @@ func FuzzTilePath(f *testing.F) {
 	})
 }
 
+// Whatever is in storage under a journal key, reading it does not panic, and
+// what is accepted fits its head and could have been appended.
+func FuzzJournal(f *testing.F) {
+	signer, _ := testKey(f, "sealed.test/log")
+	k := &keeper{s: newMemory()}
+	l, err := Open(f.Context(), k.s, signer, k.config())
+	if err != nil {
+		f.Fatal(err)
+	}
+	if _, err := l.Append(f.Context(), row("grant/a"), Event{Type: "test.event"}); err != nil {
+		f.Fatal(err)
+	}
+	good := k.s.data[journalKey(0)]
+	f.Add(good)
+	f.Add(bytes.Replace(good, []byte(`"key":"grant/a"`), []byte(`"key":""`), 1))
+	f.Add(bytes.Replace(good, []byte(`"value":"`), []byte(`"value":null,"x":"`), 1))
+	f.Add(bytes.Replace(good, []byte(`"attach":{`), []byte(`"attach":null,"attach":{`), 1))
+	f.Add([]byte(`{"v":1,"start":0,"entries":[{"leaf":"","attach":{}}],"frontier":[],"head":""}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		j, err := parseJournal(0, data)
+		v := &view{}
+		if err != nil || v.extend(j) != nil {
+			return
+		}
+		if head, err := checkpointText(v.head); err != nil || head.Size != uint64(v.size) || head.Root != v.peaks.root() {
+			t.Errorf("%q: its head is not that of its entries", data)
+		}
+		for _, a := range attachments(v.tail) {
+			if err := a.check(); err != nil {
+				t.Errorf("%q: %v", data, err)
+			}
+		}
+	})
+}
+
 func FuzzRecord(f *testing.F) {
 	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
 	good, err := SignRecord(statement(runA, []byte("c"), []byte("f")), key)

@@ -19,8 +19,9 @@ import (
 //  2. The journal objects from there on continue it without gap; each proves
 //     itself by its own signed head.
 //  3. What this process has acknowledged must be a prefix of the result.
-//  4. A commit whose write had returned an error is settled: it is there, or it is
-//     written again, byte for byte, or storage has moved on without it.
+//
+// It writes nothing. A commit whose write had returned an error is for
+// settlePending.
 func (l *Log) load(ctx context.Context) error {
 	fold, err := l.readFold(ctx)
 	if err != nil {
@@ -54,7 +55,7 @@ func (l *Log) load(ctx context.Context) error {
 	}
 	l.acked = acked{v.size, v.peaks.root()}
 	l.view.Store(v)
-	return l.settle(ctx)
+	return nil
 }
 
 func (l *Log) readFold(ctx context.Context) (foldState, error) {
@@ -136,6 +137,13 @@ func (l *Log) readJournal(ctx context.Context, start int64) (journal, error) {
 	if err != nil {
 		return journal{}, err
 	}
+	return parseJournal(start, data)
+}
+
+// parseJournal reads the journal object that begins with entry start. Its
+// entries and its head are for extend and finish to check.
+func parseJournal(start int64, data []byte) (journal, error) {
+	key := journalKey(start)
 	var j journal
 	if err := decodeState(key, data, &j); err != nil {
 		return journal{}, err
@@ -162,7 +170,12 @@ func (v *view) extend(j journal) error {
 		if je.Side != nil && je.Side.Digest() != leaf.Body {
 			return fmt.Errorf("%w: entry %d has another entry's body", ErrCorrupt, v.size)
 		}
-		e := entry{leaf: leaf, raw: je.Leaf, hash: tlog.RecordHash(je.Leaf), side: je.Side}
+		if je.Attach != nil {
+			if err := je.Attach.check(); err != nil {
+				return fmt.Errorf("%w: entry %d: %w", ErrCorrupt, v.size, err)
+			}
+		}
+		e := entry{leaf: leaf, raw: je.Leaf, hash: tlog.RecordHash(je.Leaf), side: je.Side, attach: je.Attach}
 		v.peaks = v.peaks.add(v.size, e.hash)
 		v.tail = append(v.tail, e)
 		v.last = leaf.Time
@@ -230,8 +243,10 @@ func (l *Log) checkAcked(ctx context.Context, v *view) error {
 	return nil
 }
 
-// settle decides about the pending commit.
-func (l *Log) settle(ctx context.Context) error {
+// settlePending decides about a commit whose write had returned an error: it is
+// there, or it is written again, byte for byte, or storage has moved on without
+// it.
+func (l *Log) settlePending(ctx context.Context) error {
 	c, v := l.pending, l.view.Load()
 	if c == nil || l.off.replay {
 		return nil

@@ -42,6 +42,14 @@ type Config struct {
 	// Later runs housekeeping apart from the call of Append that found it due, and
 	// returns at once. Nil: that call does it before it returns.
 	Later func(func())
+	// Settle makes attachments durable elsewhere, before a fold takes them out of
+	// the journal: at most those of 256 entries, in their order. On an error they
+	// stay where they are, and it is called again, with the same ones among
+	// others. So it has to be idempotent; it may run more than once at a time. The
+	// log holds no lock meanwhile and goes on appending, until the journal has
+	// 1,024 entries; then Append fails. It needs Later, because a caller of Append
+	// may hold what Settle waits for. Nil: events with an attachment are refused.
+	Settle func(context.Context, []Attachment) error
 }
 
 // An Event is one thing to log.
@@ -52,6 +60,8 @@ type Event struct {
 	Body any
 	// Essential events are logged even when their run is over its budget.
 	Essential bool
+	// Attach, if not nil, becomes durable with the event. Append copies it.
+	Attach *Attachment
 }
 
 // A Receipt says where an event is in the log.
@@ -77,7 +87,8 @@ type Log struct {
 	joined chan struct{} // holds one token when the queue has grown
 
 	commits atomic.Uint64
-	tidying atomic.Bool // housekeeping is under way somewhere
+	tidying atomic.Bool  // housekeeping is under way somewhere
+	settled atomic.Int64 // attachments of entries below this number are with Config.Settle's owner
 
 	// turn is the right to write: who has sent to it may use what is below.
 	turn chan struct{}
@@ -129,6 +140,9 @@ func Open(ctx context.Context, storage Storage, signer note.Signer, cfg Config) 
 	if cfg.Linger <= 0 {
 		cfg.Linger = 5 * time.Millisecond
 	}
+	if cfg.Settle != nil && cfg.Later == nil {
+		return nil, fmt.Errorf("opening log %s: Settle without Later", signer.Name())
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -175,10 +189,29 @@ func (l *Log) release() { <-l.turn }
 
 // ready loads the log from storage if it must. The caller has the turn.
 func (l *Log) ready(ctx context.Context) error {
-	invalid := l.invalid.Swap(false)
-	if l.view.Load() != nil && !invalid && (!l.dirty || l.off.reload) {
+	if !l.stale() {
 		return nil
 	}
+	if err := l.refresh(ctx); err != nil {
+		return err
+	}
+	if err := l.settlePending(ctx); err != nil {
+		return fmt.Errorf("loading log: %w", err)
+	}
+	l.dirty = false
+	return nil
+}
+
+// stale reports whether storage has to be read before the view is used. The
+// caller has the turn.
+func (l *Log) stale() bool {
+	return l.view.Load() == nil || l.invalid.Load() || (l.dirty && !l.off.reload)
+}
+
+// refresh reads the view from storage and writes nothing. A log that was dirty
+// stays so: a commit of unknown outcome is still to be settled.
+func (l *Log) refresh(ctx context.Context) error {
+	invalid := l.invalid.Swap(false)
 	l.sole = time.Time{}
 	if err := l.load(ctx); err != nil {
 		l.dirty = true
@@ -187,7 +220,6 @@ func (l *Log) ready(ctx context.Context) error {
 		}
 		return fmt.Errorf("loading log: %w", err)
 	}
-	l.dirty = false
 	return nil
 }
 

@@ -67,10 +67,12 @@ type journal struct {
 	Head     []byte         `json:"head"`     // signed checkpoint after the last entry
 }
 
-// A journalEntry is one leaf; its side is absent when erased.
+// A journalEntry is one leaf; its side is absent when erased. Attach is not part
+// of the log: see Attachment.
 type journalEntry struct {
-	Leaf []byte `json:"leaf"`
-	Side *Side  `json:"side,omitempty"`
+	Leaf   []byte      `json:"leaf"`
+	Side   *Side       `json:"side,omitempty"`
+	Attach *Attachment `json:"attach,omitempty"`
 }
 
 // size returns an upper bound of the bytes that e adds to a journal object.
@@ -78,6 +80,9 @@ func (e journalEntry) size() int {
 	n := len(e.Leaf) + 128
 	if e.Side != nil {
 		n += len(e.Side.Salt) + len(e.Side.Body)
+	}
+	if e.Attach != nil {
+		n += len(e.Attach.Key) + len(e.Attach.Value) + 32
 	}
 	return n/3*4 + 8
 }
@@ -180,6 +185,9 @@ var (
 	ErrErased = errors.New("entry is erased")
 	// ErrBudget says that a run has used up its entries.
 	ErrBudget = errors.New("run is over its entry budget")
+	// ErrGaveUp says that a call ended before its turn to write had come: nothing
+	// of it is in the log.
+	ErrGaveUp = errors.New("gave up waiting for the log")
 	// ErrEvent says that an event cannot be logged as it is. It matches
 	// sealed.ErrInvalid too.
 	ErrEvent = fmt.Errorf("event refused: %w", sealed.ErrInvalid)

@@ -20,12 +20,13 @@ type view struct {
 	tail   []entry   // entries folded … size-1
 }
 
-// An entry is one in memory. Its side is nil when erased.
+// An entry is one in memory. Its side is nil when erased; few have an attachment.
 type entry struct {
-	leaf Leaf
-	raw  []byte
-	hash Hash
-	side *Side
+	leaf   Leaf
+	raw    []byte
+	hash   Hash
+	side   *Side
+	attach *Attachment
 }
 
 // A treeReader reads hashes of a view. It is for one goroutine and one call: it
