@@ -117,9 +117,22 @@ func configAnswers() map[string]fields {
 			"key_ids": sometimes(named("Ids of the trusted keys.")), "keys_version": counted("Version of the set of keys."),
 			"expires": sometimes(shown("RFC 3339.")), "activated_at": sometimes(shown("RFC 3339.")),
 		},
-		"policy " + update:        {"digest": shown("Digest of the bundle."), "sequence": shown("Its sequence."), "expires": shown("RFC 3339.")},
-		"policy-bundle " + read:   {"bundle": shown("The signed bundle, base64.")},
-		"policy-decide " + update: {"decision": shown("The decision (JSON)."), "bundle": shown("Digest of the bundle that decided.")},
+		"policy " + update: {
+			"digest": shown("Digest of the bundle."), "sequence": shown("Its sequence."), "expires": shown("RFC 3339."),
+			"shadow_removed": sometimes(told("Whether the bundle was the shadow, whose trial is over.")),
+		},
+		"policy-shadow " + read:                            shadowAnswer(),
+		"policy-shadow " + update:                          shadowAnswer(),
+		"policy-shadow " + string(logical.DeleteOperation): nil,
+		"policy-bundle " + read:                            {"bundle": shown("The signed bundle, base64.")},
+		"policy-decide " + update:                          {"decision": shown("The decision (JSON)."), "bundle": shown("Digest of the bundle that decided.")},
+	}
+}
+
+func shadowAnswer() fields {
+	return fields{
+		"digest": shown("Digest of the bundle on trial."), "sequence": shown("Its sequence."), "expires": shown("RFC 3339."),
+		"since": shown("RFC 3339."), "by": shown("Entity that put it on trial."), "state": shown("asked, expired, or unusable: it can't be opened."),
 	}
 }
 

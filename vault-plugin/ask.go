@@ -94,6 +94,7 @@ func (b *backend) askAll(ctx context.Context, s logical.Storage, bundle Bundle, 
 			asked[proven] = append(asked[proven], question{at: i, use: useOf(k, who, kind)})
 		}
 	}
+	trial := b.onTrial(ctx, s, now)
 	for proven, qs := range asked {
 		in := sharedInput(phase, now, r, who, proven, reason)
 		for i, d := range decideAll(ctx, bundle, in, qs, now) {
@@ -103,6 +104,9 @@ func (b *backend) askAll(ctx context.Context, s logical.Storage, bundle Bundle, 
 				return nil, err
 			}
 			out[qs[i].at] = ruling{Decision: d, decided: decided}
+		}
+		if trial != nil {
+			b.askShadow(ctx, trial, in, qs, now, out)
 		}
 	}
 	return out, nil

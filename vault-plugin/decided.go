@@ -2,6 +2,7 @@ package vaultplugin
 
 import (
 	"fmt"
+	"slices"
 
 	"sealed.dev/sealed/internal/audit"
 	"sealed.dev/sealed/internal/decisionlog"
@@ -23,7 +24,7 @@ const (
 // for the log.
 type ruling struct {
 	sealed.Decision
-	decided []decisionlog.Event // at most one
+	decided []decisionlog.Event // at most one, and one of the shadow
 }
 
 // event records one answer of a bundle.
@@ -41,18 +42,31 @@ func (b *backend) event(bundle Bundle, in sealed.Input, d sealed.Decision) ([]de
 
 // withDecided returns the entry with the events in its body or, where they have
 // no room, followed by entries of their own. All go into one write.
+//
+// Shadows take room that verdicts leave: what is kept of verdicts, and where, does
+// not depend on them.
 func withDecided(entry audit.Event, body map[string]any, events []decisionlog.Event) []audit.Event {
-	size := 0
-	for _, e := range events {
-		size += e.Size()
+	verdicts, shadows := decisionlog.Verdicts(events)
+	var inline []decisionlog.Event
+	var parts [][]decisionlog.Event
+	if len(verdicts) > 0 && sizeOf(verdicts) <= maxInline {
+		inline = verdicts
+	} else if parts = decisionlog.Split(verdicts); len(parts) > maxDecided {
+		parts = decisionlog.Split(decisionlog.WithoutInputs(verdicts))
 	}
-	if entry.Body = body; len(events) > 0 && size <= maxInline {
-		body[decisionlog.Member] = events
-		return []audit.Event{entry}
+	if len(shadows) > 0 {
+		room := 0
+		if entry.Essential { // another entry would count against what the run may write
+			room = maxDecided - len(parts)
+		}
+		beside, more, dropped := packShadows(shadows, room)
+		inline, parts = append(slices.Clip(inline), beside...), append(parts, more...)
+		if dropped > 0 {
+			body["shadow_dropped"] = dropped
+		}
 	}
-	parts := decisionlog.Split(events)
-	if len(parts) > maxDecided {
-		parts = decisionlog.Split(decisionlog.WithoutInputs(events))
+	if entry.Body = body; len(inline) > 0 {
+		body[decisionlog.Member] = inline
 	}
 	out := []audit.Event{entry}
 	for _, part := range parts {
@@ -62,4 +76,28 @@ func withDecided(entry audit.Event, body map[string]any, events []decisionlog.Ev
 		})
 	}
 	return out
+}
+
+// packShadows packs shadows into an entry or, if that has no room for them, into
+// at most so many entries of their own. Of too many, the later half is dropped, and
+// so is any that is too large by itself.
+func packShadows(shadows []decisionlog.Event, entries int) (inline []decisionlog.Event, parts [][]decisionlog.Event, dropped int) {
+	kept := slices.DeleteFunc(slices.Clone(shadows), func(e decisionlog.Event) bool { return e.Size() > decisionlog.MaxEvent })
+	for ; len(kept) > 0; kept = kept[:len(kept)/2] {
+		if sizeOf(kept) <= maxInline {
+			return kept, nil, len(shadows) - len(kept)
+		}
+		if parts := decisionlog.Split(kept); len(parts) <= entries {
+			return nil, parts, len(shadows) - len(kept)
+		}
+	}
+	return nil, nil, len(shadows)
+}
+
+func sizeOf(events []decisionlog.Event) int {
+	n := 0
+	for _, e := range events {
+		n += e.Size()
+	}
+	return n
 }

@@ -47,6 +47,7 @@ func (b *backend) pathPolicy() []*framework.Path {
 		},
 		b.pathPolicyKeys(),
 		b.pathPolicyBundle(),
+		b.pathShadow(),
 	}
 }
 
@@ -72,8 +73,7 @@ func (b *backend) policyRead(ctx context.Context, req *logical.Request, _ *frame
 	return out, nil
 }
 
-// policyWrite keeps the bundle in force on every refusal, and logs why.
-func (b *backend) policyWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (map[string]any, error) {
+func bundleField(d *framework.FieldData) ([]byte, error) {
 	encoded := text(d, "bundle")
 	if len(encoded) > base64.StdEncoding.EncodedLen(maxBundle) {
 		return nil, invalid("bundle", "larger than 1 MiB")
@@ -81,6 +81,15 @@ func (b *backend) policyWrite(ctx context.Context, req *logical.Request, d *fram
 	raw, err := base64.StdEncoding.DecodeString(encoded)
 	if err != nil || len(raw) == 0 || len(raw) > maxBundle {
 		return nil, invalid("bundle", "wants base64 of at most 1 MiB")
+	}
+	return raw, nil
+}
+
+// policyWrite keeps the bundle in force on every refusal, and logs why.
+func (b *backend) policyWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (map[string]any, error) {
+	raw, err := bundleField(d)
+	if err != nil {
+		return nil, err
 	}
 	b.policy.changing.Lock()
 	defer b.policy.changing.Unlock()
@@ -107,6 +116,12 @@ func (b *backend) policyWrite(ctx context.Context, req *logical.Request, d *fram
 	if err := b.change(ctx, req, "bundle.activated", body); err != nil {
 		return nil, err
 	}
+	if next.Shadow = row.Shadow; row.shadows(next.Digest) { // its trial is over
+		if err := b.change(ctx, req, "policy.shadow_removed", map[string]any{"digest": next.Digest, "sequence": next.Sequence, "why": "activated"}); err != nil {
+			return nil, err
+		}
+		next.Shadow, out["shadow_removed"] = nil, true
+	}
 	defer b.nouns.policy.drop()
 	if err := put(ctx, req.Storage, storePolicy, next); err != nil {
 		return nil, err
@@ -121,9 +136,30 @@ func (b *backend) acceptBundle(ctx context.Context, s logical.Storage, row polic
 	refuse := func(why, msg string) (policyRow, Bundle, string, error) {
 		return policyRow{}, nil, why, fmt.Errorf("uploading bundle: %s: %w", msg, sealed.ErrInvalid)
 	}
+	bundle, why, err = b.verifyBundle(ctx, s, raw)
+	if err != nil {
+		return policyRow{}, nil, why, err
+	}
+	ref := bundle.Ref()
+	switch {
+	case ref.Sequence < row.Sequence:
+		return refuse("older", fmt.Sprintf("sequence %d is below the floor %d", ref.Sequence, row.Sequence))
+	case ref.Sequence == row.Sequence && ref.Digest != row.Digest:
+		return refuse("same_sequence", fmt.Sprintf("sequence %d is in force with another digest", ref.Sequence))
+	}
+	next = policyRow{Digest: ref.Digest, Sequence: ref.Sequence, Expires: bundle.Expires(), ActivatedAt: b.now().UTC(), Previous: row.Digest}
+	return next, bundle, "", nil
+}
+
+// verifyBundle makes the checks of a bundle that do not depend on the one in
+// force; why is as for acceptBundle.
+func (b *backend) verifyBundle(ctx context.Context, s logical.Storage, raw []byte) (bundle Bundle, why string, err error) {
+	refuse := func(why, msg string) (Bundle, string, error) {
+		return nil, why, fmt.Errorf("uploading bundle: %s: %w", msg, sealed.ErrInvalid)
+	}
 	keys, err := loadPolicyKeys(ctx, s)
 	if err != nil {
-		return policyRow{}, nil, "", err
+		return nil, "", err
 	}
 	if len(keys.Keys) == 0 {
 		return refuse("no_keys", "no policy key is configured; write config/policy-keys first")
@@ -132,19 +168,15 @@ func (b *backend) acceptBundle(ctx context.Context, s logical.Storage, row polic
 	if err != nil {
 		return refuse("not_verified", sealed.CleanReason(err.Error()))
 	}
-	ref := bundle.Ref()
 	switch {
-	case ref.Digest != digestOfBundle(raw):
+	case bundle.Ref().Digest != digestOfBundle(raw):
 		return refuse("digest_mismatch", "the bundle has another digest than its bytes")
-	case ref.Sequence < 1 || ref.Sequence < row.Sequence:
-		return refuse("older", fmt.Sprintf("sequence %d is below the floor %d", ref.Sequence, row.Sequence))
-	case ref.Sequence == row.Sequence && ref.Digest != row.Digest:
-		return refuse("same_sequence", fmt.Sprintf("sequence %d is in force with another digest", ref.Sequence))
+	case bundle.Ref().Sequence < 1:
+		return refuse("older", "the bundle has no sequence")
 	case !b.now().Before(bundle.Expires()):
 		return refuse("expired", "the bundle has expired")
 	}
-	next = policyRow{Digest: ref.Digest, Sequence: ref.Sequence, Expires: bundle.Expires(), ActivatedAt: b.now().UTC(), Previous: row.Digest}
-	return next, bundle, "", nil
+	return bundle, "", nil
 }
 
 func (b *backend) policyDecide(ctx context.Context, req *logical.Request, d *framework.FieldData) (map[string]any, error) {

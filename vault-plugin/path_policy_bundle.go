@@ -23,25 +23,28 @@ func (b *backend) pathPolicyBundle() *framework.Path {
 			logical.ReadOperation: b.op("Read a stored bundle.", b.policyBundle),
 		},
 		HelpSynopsis:    "A bundle by its digest.",
-		HelpDescription: "The one in force, the one before, and those that live runs have pinned are kept; others are swept.",
+		HelpDescription: "The one in force, the one before, the shadow, and those that live runs have pinned are kept; others are swept.",
 	}
 }
 
 func (b *backend) policyBundle(ctx context.Context, req *logical.Request, d *framework.FieldData) (map[string]any, error) {
 	digest := sealed.Digest(text(d, "digest"))
-	stored, err := req.Storage.List(ctx, storeBundles+string(digest)+"/")
-	if err != nil {
-		return nil, unavailable(err)
+	for _, under := range []string{storeBundles, storeShadows} {
+		stored, err := req.Storage.List(ctx, under+string(digest)+"/")
+		if err != nil {
+			return nil, unavailable(err)
+		}
+		if len(stored) == 0 {
+			continue
+		}
+		raw, err := loadBundle(ctx, req.Storage, under, digest)
+		if err != nil {
+			return nil, err
+		}
+		if digestOfBundle(raw) != digest {
+			return nil, sealed.ErrUnavailable // being swept, or damaged
+		}
+		return map[string]any{"bundle": base64.StdEncoding.EncodeToString(raw)}, nil
 	}
-	if len(stored) == 0 {
-		return nil, nil
-	}
-	raw, err := loadBundle(ctx, req.Storage, digest)
-	if err != nil {
-		return nil, err
-	}
-	if digestOfBundle(raw) != digest {
-		return nil, sealed.ErrUnavailable // being swept, or damaged
-	}
-	return map[string]any{"bundle": base64.StdEncoding.EncodeToString(raw)}, nil
+	return nil, nil
 }

@@ -27,16 +27,20 @@ const (
 const storePolicyKeys = "policy/keys"
 
 // policyState serializes changes of the policy. The zero value is ready.
-type policyState struct{ changing sync.Mutex }
+type policyState struct {
+	changing sync.Mutex
+	trials   trials
+}
 
-// policyRow names the bundle in force. Its write is the activation. Sequence
-// never falls: it is the floor for the next bundle.
+// policyRow names the bundle in force, and the one on trial beside it. Its write
+// is the activation. Sequence never falls: it is the floor for the next bundle.
 type policyRow struct {
 	Digest      sealed.Digest `json:"digest"`
 	Sequence    uint64        `json:"sequence"`
 	Expires     time.Time     `json:"expires"`
 	ActivatedAt time.Time     `json:"activated_at"`
 	Previous    sealed.Digest `json:"previous,omitempty"`
+	Shadow      *shadowRow    `json:"shadow,omitempty"` // never changed in place
 }
 
 // policyKeys are trusted to sign bundles. Version rises with every change.
@@ -83,30 +87,33 @@ func (b *backend) policyRow(ctx context.Context, s logical.Storage) (policyRow, 
 // keys of now (a key that was removed takes its bundles with it) and against
 // its digest (E16). It is sealed.ErrUnavailable when it is not there.
 func (b *backend) bundleByDigest(ctx context.Context, s logical.Storage, d sealed.Digest) (Bundle, error) {
-	return b.nouns.bundles.get(string(d), func() (Bundle, error) {
-		if err := d.Validate("bundle"); err != nil {
-			return nil, err
-		}
-		raw, err := loadBundle(ctx, s, d)
-		if err != nil {
-			return nil, err
-		}
-		if digestOfBundle(raw) != d {
-			return nil, fmt.Errorf("loading policy bundle: digest mismatch: %w", sealed.ErrUnavailable)
-		}
-		keys, err := loadPolicyKeys(ctx, s)
-		if err != nil {
-			return nil, err
-		}
-		bundle, err := b.deps.OpenBundle(ctx, raw, keys.Keys)
-		if err != nil {
-			return nil, fmt.Errorf("opening stored policy bundle: %w: %w", sealed.ErrUnavailable, err)
-		}
-		if bundle.Ref().Digest != d {
-			return nil, fmt.Errorf("opening stored policy bundle: digest mismatch: %w", sealed.ErrUnavailable)
-		}
-		return bundle, nil
-	})
+	return b.nouns.bundles.get(string(d), func() (Bundle, error) { return b.openStored(ctx, s, storeBundles, d) })
+}
+
+// openStored reads, checks and compiles what is stored under a prefix.
+func (b *backend) openStored(ctx context.Context, s logical.Storage, under string, d sealed.Digest) (Bundle, error) {
+	if err := d.Validate("bundle"); err != nil {
+		return nil, err
+	}
+	raw, err := loadBundle(ctx, s, under, d)
+	if err != nil {
+		return nil, err
+	}
+	if digestOfBundle(raw) != d {
+		return nil, fmt.Errorf("loading policy bundle: digest mismatch: %w", sealed.ErrUnavailable)
+	}
+	keys, err := loadPolicyKeys(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	bundle, err := b.deps.OpenBundle(ctx, raw, keys.Keys)
+	if err != nil {
+		return nil, fmt.Errorf("opening stored policy bundle: %w: %w", sealed.ErrUnavailable, err)
+	}
+	if bundle.Ref().Digest != d {
+		return nil, fmt.Errorf("opening stored policy bundle: digest mismatch: %w", sealed.ErrUnavailable)
+	}
+	return bundle, nil
 }
 
 func digestOfBundle(raw []byte) sealed.Digest {
@@ -123,21 +130,25 @@ func loadPolicyKeys(ctx context.Context, s logical.Storage) (policyKeys, error) 
 // storeBundle writes a bundle in parts. Nothing refers to it until policyRow
 // does, so an interrupted write is only garbage.
 func storeBundle(ctx context.Context, s logical.Storage, d sealed.Digest, raw []byte) error {
+	return storeParts(ctx, s, storeBundles, d, raw)
+}
+
+func storeParts(ctx context.Context, s logical.Storage, under string, d sealed.Digest, raw []byte) error {
 	of := (len(raw) + bundleChunk - 1) / bundleChunk
 	for i := range of {
 		part := bundlePart{Of: of, Data: raw[i*bundleChunk : min((i+1)*bundleChunk, len(raw))]}
-		if err := put(ctx, s, partKey(d, i), part); err != nil {
+		if err := put(ctx, s, partUnder(under, d, i), part); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func loadBundle(ctx context.Context, s logical.Storage, d sealed.Digest) ([]byte, error) {
+func loadBundle(ctx context.Context, s logical.Storage, under string, d sealed.Digest) ([]byte, error) {
 	var raw []byte
 	for i, of := 0, 1; i < of; i++ {
 		var part bundlePart
-		ok, err := get(ctx, s, partKey(d, i), &part)
+		ok, err := get(ctx, s, partUnder(under, d, i), &part)
 		if err != nil {
 			return nil, err
 		}
@@ -149,17 +160,23 @@ func loadBundle(ctx context.Context, s logical.Storage, d sealed.Digest) ([]byte
 	return raw, nil
 }
 
-func partKey(d sealed.Digest, i int) string {
-	return storeBundles + string(d) + "/" + strconv.Itoa(i)
+func partKey(d sealed.Digest, i int) string { return partUnder(storeBundles, d, i) }
+
+func partUnder(under string, d sealed.Digest, i int) string {
+	return under + string(d) + "/" + strconv.Itoa(i)
 }
 
 // sweepBundles deletes stored bundles that are neither in force, nor the one
-// before (a run may be pinning it just now), nor pinned by a live run.
+// before (a run may be pinning it just now), nor pinned by a live run, and
+// shadows that are not on trial.
 func (b *backend) sweepBundles(ctx context.Context, s logical.Storage) error {
 	b.policy.changing.Lock()
 	defer b.policy.changing.Unlock()
 	row, err := b.policyRow(ctx, s)
 	if err != nil {
+		return err
+	}
+	if err := sweepShadows(ctx, s, row); err != nil {
 		return err
 	}
 	names, err := s.List(ctx, storeBundles)

@@ -105,7 +105,7 @@ func (b *backend) raiseFloor(ctx context.Context, s logical.Storage, sequence ui
 	}
 	defer b.nouns.policy.drop()
 	// A sequence is taken once, so the floor is just below the one that may come.
-	err = put(ctx, s, storePolicy, policyRow{Sequence: sequence - 1, Previous: cmp.Or(row.Digest, row.Previous)})
+	err = put(ctx, s, storePolicy, policyRow{Sequence: sequence - 1, Previous: cmp.Or(row.Digest, row.Previous), Shadow: row.Shadow})
 	if err != nil {
 		return unavailable(err)
 	}

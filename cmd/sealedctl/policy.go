@@ -34,7 +34,7 @@ Whoever has the signing key decides what agents may have: keep it apart.
   sealedctl policy replay --since 24h`,
 		newPolicyInitCmd(a), newPolicyFmtCmd(a), newPolicyCheckCmd(a), newPolicyTestCmd(a), newPolicyEvalCmd(a),
 		newPolicyBuildCmd(a), newPolicySignCmd(a), newPolicyVerifyCmd(a), newPolicyUploadCmd(a), newPolicyStatusCmd(a), newPolicyKeygenCmd(a), newPolicyKeysCmd(a),
-		newPolicyDecisionsCmd(a), newPolicyReplayCmd(a), newPolicyDiffCmd(a), newPolicyExplainCmd(a))
+		newPolicyDecisionsCmd(a), newPolicyReplayCmd(a), newPolicyDiffCmd(a), newPolicyExplainCmd(a), newPolicyShadowCmd(a))
 }
 
 // keyIDOf finds the id under which the engine knows the public half of key.

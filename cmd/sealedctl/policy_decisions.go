@@ -19,10 +19,12 @@ import (
 	"sealed.dev/sealed/internal/vaultclient"
 )
 
-// recorded says which recorded decisions are meant, and where they are.
+// recorded says which recorded decisions are meant, and where they are. Those of a
+// shadow decided nothing, and are meant only where that is said.
 type recorded struct {
 	run, from string
 	since     time.Duration
+	shadows   bool // those of a shadow as well
 }
 
 func (r *recorded) register(cmd *cobra.Command, a *app) {
@@ -45,7 +47,7 @@ func (r recorded) each(ctx context.Context, a *app, f func(decisionlog.Event) er
 		begin = time.Now().Add(-r.since)
 	}
 	wanted := func(e decisionlog.Event) error {
-		if e.Timestamp.Before(begin) {
+		if e.Timestamp.Before(begin) || e.Shadow && !r.shadows {
 			return nil
 		}
 		if r.run != "" {
@@ -210,7 +212,8 @@ func newPolicyDecisionsCmd(a *app) *cobra.Command {
 		Use: "decisions [--run ID] [--since 24h] [--from DIR]", Short: "Take recorded decisions away as OPA decision logs", Args: cobra.NoArgs,
 		Long: `Decisions writes what the policy decided, oldest first: the request as the policy
 saw it, the answer, the bundle's digest and the time, one JSON object on a line in
-the shape of OPA's decision logs. Names only; what the agent said is erased.
+the shape of OPA's decision logs. Names only; what the agent said is erased. What a
+shadow said decided nothing: it is left out unless --shadow is given, and marked.
 
   sealedctl policy decisions --since 24h > decisions.jsonl`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -224,6 +227,7 @@ the shape of OPA's decision logs. Names only; what the agent said is erased.
 		},
 	}
 	r.register(cmd, a)
+	cmd.Flags().BoolVar(&r.shadows, "shadow", false, "with what the shadow said, for policy shadow report and policy replay")
 	return cmd
 }
 

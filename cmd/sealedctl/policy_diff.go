@@ -92,9 +92,7 @@ func (a *app) diffRecorded(ctx context.Context, r recorded, by []decisionlog.Dec
 	for _, g := range groups {
 		out.Changes = append(out.Changes, *g)
 	}
-	slices.SortFunc(out.Changes, func(x, y groupChange) int {
-		return cmp.Or(cmp.Compare(rank(x.Change), rank(y.Change)), cmp.Compare(y.Count, x.Count), cmp.Compare(x.Agent, y.Agent), cmp.Compare(x.Key, y.Key), cmp.Compare(x.Workflow, y.Workflow))
-	})
+	sortChanges(out.Changes)
 	return out, err
 }
 

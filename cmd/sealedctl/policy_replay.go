@@ -128,6 +128,7 @@ type mismatch struct {
 	Problem  string          `json:"problem"`
 	Recorded sealed.Effect   `json:"recorded"`
 	Derived  sealed.Effect   `json:"derived,omitempty"`
+	Shadow   bool            `json:"shadow,omitempty"` // it decided nothing
 	Reasons  []sealed.Reason `json:"derived_reasons,omitempty"`
 }
 
@@ -136,6 +137,40 @@ type redecided struct {
 	Decisions  int        `json:"decisions"`
 	Matching   int        `json:"matching"`
 	Mismatches []mismatch `json:"mismatches"`
+	Shadows    struct {
+		Decisions  int `json:"decisions"`
+		Matching   int `json:"matching"`
+		NotDerived int `json:"not_derived"` // the bundle is not at hand, or there was no answer in time
+	} `json:"shadows"` // what a shadow said; not among the decisions
+}
+
+// count adds a verdict, or what a shadow said beside one.
+func (r *redecided) count(v decisionlog.Verdict) {
+	m, bad := compared(v)
+	if !v.Event.Shadow {
+		r.Decisions++
+		if !bad {
+			r.Matching++
+		}
+	} else {
+		r.Shadows.Decisions++
+		switch {
+		case bad && (v.Err != nil || late(v.Event.Result)):
+			r.Shadows.NotDerived++
+			return
+		case !bad:
+			r.Shadows.Matching++
+		}
+	}
+	if bad {
+		r.Mismatches = append(r.Mismatches, m)
+	}
+}
+
+// late reports whether a shadow did not answer in its time, which a bundle that is
+// asked again may do.
+func late(d sealed.Decision) bool {
+	return len(d.Reasons) == 1 && d.Reasons[0].Code == sealed.ReasonTimeout
 }
 
 func newPolicyReplayCmd(a *app) *cobra.Command {
@@ -147,6 +182,8 @@ func newPolicyReplayCmd(a *app) *cobra.Command {
 then, and compares the answers byte for byte. It fails if one differs, or can't be
 derived. Bundles are found by digest: files of --bundle, those that this machine
 uploaded, and those that the engine still has. With --from and --bundle it is offline.
+What a shadow said is derived as well, and counted apart; that its bundle is gone is
+no failure.
 
   sealedctl policy replay --since 24h
   sealedctl policy replay --from evidence --bundle policy-7.tar.gz --bundle policy-8.tar.gz`,
@@ -168,7 +205,7 @@ uploaded, and those that the engine still has. With --from and --bundle it is of
 				return err
 			}
 			if n := len(out.Mismatches); n > 0 {
-				return fmt.Errorf("replaying decisions: %d of %d are not what their bundle decides", n, out.Decisions)
+				return fmt.Errorf("replaying decisions: %d of %d are not what their bundle decides", n, out.Decisions+out.Shadows.Decisions)
 			}
 			if out.Decisions == 0 {
 				return errors.New("replaying decisions: there are none")
@@ -184,6 +221,7 @@ uploaded, and those that the engine still has. With --from and --bundle it is of
 
 func (a *app) replayDecisions(ctx context.Context, r recorded, bundles []string) (redecided, error) {
 	out := redecided{Mismatches: []mismatch{}}
+	r.shadows = true
 	shelf, err := a.newShelf(ctx, bundles, r.from != "" && len(bundles) > 0)
 	if err != nil {
 		return out, err
@@ -200,12 +238,7 @@ func (a *app) replayDecisions(ctx context.Context, r recorded, bundles []string)
 	err = r.chunks(ctx, a, func(events []decisionlog.Event) error {
 		return decisionlog.Redecide(ctx, events, own, func(v decisionlog.Verdict) {
 			p.step()
-			out.Decisions++
-			if m, bad := compared(v); bad {
-				out.Mismatches = append(out.Mismatches, m)
-			} else {
-				out.Matching++
-			}
+			out.count(v)
 		})
 	})
 	return out, err
@@ -219,7 +252,7 @@ func compared(v decisionlog.Verdict) (mismatch, bool) {
 	if v.Err == nil && e.Matches(v.Got[0]) {
 		return mismatch{}, false
 	}
-	m := mismatch{Decision: e.DecisionID, Entry: e.Labels["entry"], Bundle: e.Ref().Digest, Recorded: e.Result.Effect}
+	m := mismatch{Decision: e.DecisionID, Entry: e.Labels["entry"], Bundle: e.Ref().Digest, Recorded: e.Result.Effect, Shadow: e.Shadow}
 	if in, err := e.Request(); err == nil {
 		m.Run, m.Key = in.Run.ID, in.Key.Name
 	}
@@ -239,7 +272,14 @@ func compared(v decisionlog.Verdict) (mismatch, bool) {
 
 func redecidedTable(w io.Writer, r redecided) {
 	for _, m := range r.Mismatches {
-		row(w, "MISMATCH", m.Run, m.Key, fmt.Sprintf("recorded %s, derived %s", m.Recorded, m.Derived), m.Problem)
+		what := "MISMATCH"
+		if m.Shadow {
+			what += " (shadow)"
+		}
+		row(w, what, m.Run, m.Key, fmt.Sprintf("recorded %s, derived %s", m.Recorded, m.Derived), m.Problem)
 	}
 	row(w, fmt.Sprintf("%d decisions", r.Decisions), fmt.Sprintf("%d match", r.Matching))
+	if s := r.Shadows; s.Decisions > 0 {
+		row(w, fmt.Sprintf("%d of a shadow", s.Decisions), fmt.Sprintf("%d match", s.Matching), fmt.Sprintf("%d not derived: no bundle, or no answer in time", s.NotDerived))
+	}
 }

@@ -179,8 +179,12 @@ func (a *app) uploadBundle(ctx context.Context, e *vaultclient.Engine, raw []byt
 			return vaultclient.PolicyStatus{}, err
 		}
 	}
-	if _, err := e.UploadPolicy(ctx, raw); err != nil {
+	done, err := e.UploadPolicy(ctx, raw)
+	if err != nil {
 		return vaultclient.PolicyStatus{}, err
+	}
+	if done.ShadowRemoved {
+		a.talk("this bundle was the shadow; its trial is over")
 	}
 	return e.PolicyStatus(ctx)
 }

@@ -161,6 +161,56 @@ func TestInputHoldsNamesOnly(t *testing.T) {
 	}
 }
 
+// A shadow says so, names the verdict beside it, and has the same request.
+func TestShadowIsMarked(t *testing.T) {
+	in, d := request(), decider{effect: sealed.EffectDeny}
+	other := sealed.BundleRef{Digest: sealed.DigestOf(sealed.DomainAgent, []byte("trial")), Sequence: 9}
+	v := event(t, in, answer(in, decider{effect: sealed.EffectAllow}))
+	s, err := Parse(text(t, v.NewShadow("01JTSEALED0000000000000002", other, answer(in, d))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !s.Shadow || s.Beside != v.DecisionID || s.Ref() != other || s.Result.Effect != sealed.EffectDeny {
+		t.Errorf("%+v", s)
+	}
+	if v.Shadow || v.Beside != "" || v.Result.Effect != sealed.EffectAllow || v.Ref() != ref() {
+		t.Errorf("the verdict was changed: %+v", v)
+	}
+	if got, err := s.Again(context.Background(), d); err != nil || !s.Matches(got) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	verdicts, shadows := Verdicts([]Event{v, s, v})
+	if len(verdicts) != 2 || len(shadows) != 1 || verdicts[1].Shadow || !shadows[0].Shadow {
+		t.Errorf("%d verdicts, %d shadows", len(verdicts), len(shadows))
+	}
+	labels := map[string]string{"entry": "4"}
+	got, err := FromBody(mustJSON(t, map[string]any{Member: []Event{v, s}}), labels)
+	if err != nil || got[0].Labels["shadow"] != "" || got[1].Labels["shadow"] != "true" || got[1].Labels["entry"] != "4" || len(labels) != 1 {
+		t.Errorf("labels %v of %v, %v", labels, got, err)
+	}
+	if n := len(text(t, s)); n > s.Size() {
+		t.Errorf("%d bytes, said to be at most %d", n, s.Size())
+	}
+}
+
+// What the agent said is not kept by way of a shadow either.
+func TestShadowIsMasked(t *testing.T) {
+	const said = "please, my token is hunter2hunter2"
+	d := decider{effect: sealed.EffectDeny}
+	for _, agents := range []int{1, MaxEvent} {
+		in := request()
+		in.Reason, in.Key.Agents = said, []string{strings.Repeat("a", agents)}
+		original := answer(in, d)
+		s := event(t, in, original).NewShadow("01JTSEALED0000000000000002", ref(), original)
+		if b := text(t, s); bytes.Contains(b, []byte("hunter2")) {
+			t.Errorf("kept: %.300s", b)
+		}
+		if original.Reasons[0].Msg == "" || len(s.Masked) != 1 {
+			t.Errorf("masked %q", s.Masked)
+		}
+	}
+}
+
 func TestLargeInputIsErased(t *testing.T) {
 	in := request()
 	in.Key.Agents = []string{strings.Repeat("é", MaxEvent/4)}
@@ -248,6 +298,10 @@ func TestParseRefuses(t *testing.T) {
 		"unknown input": {`"phase":`, `"phrase":1,"phase":`},
 		"no effect":     {`"effect":"allow"`, `"effect":"maybe"`},
 		"cut":           {`}`, ``},
+		"half a shadow": {`"path":`, `"shadow":true,"path":`},
+		"other half":    {`"path":`, `"beside":"01JTSEALED0000000000000009","path":`},
+		"its own":       {`"path":`, `"shadow":true,"beside":"01JTSEALED0000000000000001","path":`},
+		"no truth":      {`"path":`, `"shadow":"true","beside":"01JTSEALED0000000000000009","path":`},
 	} {
 		bad := strings.Replace(good, change[0], change[1], 1)
 		if _, err := Parse([]byte(bad)); bad == good || !errors.Is(err, sealed.ErrInvalid) {
@@ -313,6 +367,7 @@ func FuzzParse(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(good)
+	f.Add(bytes.Replace(good, []byte(`"path":`), []byte(`"shadow":true,"beside":"01JTSEALED0000000000000009","path":`), 1))
 	f.Add([]byte(`{}`))
 	f.Add([]byte(`{"bundles":{"sealed":{"revision":"","sequence":-1}}}`))
 	f.Add(fmt.Appendf(nil, `{"input":%s}`, strings.Repeat("[", 100)))
@@ -325,7 +380,7 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		again, err := Parse(text(t, e))
-		if diff := cmp.Diff(e.Result, again.Result, cmpopts.EquateEmpty()); err != nil || diff != "" {
+		if diff := cmp.Diff(e.Result, again.Result, cmpopts.EquateEmpty()); err != nil || diff != "" || e.Shadow != again.Shadow {
 			t.Errorf("%v %s", err, diff)
 		}
 	})

@@ -37,7 +37,16 @@
 //	result       its answer
 //	erased       JSON pointers to what was removed
 //	masked       JSON pointers to what was replaced by ""
+//	shadow       true: the answer of a bundle that decides nothing; see below
+//	beside       of a shadow: decision_id of the verdict to the same request
 //	timestamp    the time that the policy was given
+//
+// A shadow is no verdict. It says what a bundle on trial would have said to the
+// very request of the event that it names, which is in the same write of the log.
+// Whoever looks for verdicts leaves it out: Verdicts, or the member shadow. OPA's
+// own logs have neither member; FromBody adds the label shadow, for tools that
+// group by labels. What a shadow could not be asked in its own short time has the
+// reason sealed.ReasonTimeout, and is not to be had again.
 //
 // An exported file has one event on a line. See
 // https://www.openpolicyagent.org/docs/management-decision-logs.
@@ -75,6 +84,8 @@ type Event struct {
 	Result     sealed.Decision   `json:"result"`
 	Erased     []string          `json:"erased,omitempty"`
 	Masked     []string          `json:"masked,omitempty"`
+	Shadow     bool              `json:"shadow,omitempty"`
+	Beside     string            `json:"beside,omitempty"`
 	Timestamp  time.Time         `json:"timestamp"`
 
 	in *sealed.Input // what Input says
@@ -96,11 +107,7 @@ func New(id string, ref sealed.BundleRef, in sealed.Input, answer sealed.Decisio
 	if in.Reason != "" { // the agent's words; the policy may have repeated them
 		in.Reason = ""
 		e.Erased = []string{erasedReason}
-		e.Result.Reasons = slices.Clone(answer.Reasons)
-		for i := range e.Result.Reasons {
-			e.Result.Reasons[i].Msg = ""
-			e.Masked = append(e.Masked, "/result/reasons/"+strconv.Itoa(i)+"/msg")
-		}
+		e.mask()
 	}
 	doc, err := json.Marshal(in)
 	if err != nil {
@@ -112,10 +119,51 @@ func New(id string, ref sealed.BundleRef, in sealed.Input, answer sealed.Decisio
 	return e, nil
 }
 
+// mask removes what the policy says to people.
+func (e *Event) mask() {
+	e.Masked, e.Result.Reasons = nil, slices.Clone(e.Result.Reasons)
+	for i := range e.Result.Reasons {
+		e.Result.Reasons[i].Msg = ""
+		e.Masked = append(e.Masked, "/result/reasons/"+strconv.Itoa(i)+"/msg")
+	}
+}
+
+// NewShadow makes the event of what a bundle that decides nothing answered to the
+// request of e, which is a verdict. Where the agent's words were erased from the
+// request, the answer is masked. It may be larger than MaxEvent.
+func (e Event) NewShadow(id string, ref sealed.BundleRef, answer sealed.Decision) Event {
+	s := e
+	s.DecisionID, s.Bundles = id, map[string]Bundle{bundleName: {Revision: ref.Digest, Sequence: ref.Sequence}}
+	s.Result, s.Shadow, s.Beside = answer, true, e.DecisionID
+	if len(e.Erased) > 0 { // the whole input may have been erased with the words in it
+		s.mask()
+	}
+	return s
+}
+
+// Verdicts parts events that decided from those that only shadow one, each in
+// their order. Without shadows, verdicts is events itself.
+func Verdicts(events []Event) (verdicts, shadows []Event) {
+	if !slices.ContainsFunc(events, func(e Event) bool { return e.Shadow }) {
+		return events, nil
+	}
+	for _, e := range events {
+		if e.Shadow {
+			shadows = append(shadows, e)
+		} else {
+			verdicts = append(verdicts, e)
+		}
+	}
+	return verdicts, shadows
+}
+
 // Size is an upper bound of the event's length in the log, which writes
 // everything but ASCII as escapes.
 func (e Event) Size() int {
 	n := 512 + escaped(string(e.Input))
+	if e.Shadow {
+		n += 64 + len(e.Beside)
+	}
 	for _, r := range e.Result.Reasons {
 		n += 64 + len(`/result/reasons/999/msg`) + 6*len(r.Code) + 6*len(r.Msg)
 	}

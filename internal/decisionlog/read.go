@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"time"
 
@@ -18,6 +19,9 @@ const Member = "decisions"
 // TypeDecided is the type of the entries that hold the events which another
 // entry of the same write had no room for.
 const TypeDecided = "policy.decided"
+
+// labelShadow is the label of what is no verdict, for tools that group by labels.
+const labelShadow = "shadow"
 
 // maxLine bounds one line of an exported file, in bytes.
 const maxLine = 4 * MaxEvent
@@ -32,6 +36,8 @@ type line struct {
 	Result     sealed.Decision   `json:"result"`
 	Erased     []string          `json:"erased"`
 	Masked     []string          `json:"masked"`
+	Shadow     bool              `json:"shadow"`
+	Beside     string            `json:"beside"`
 	Timestamp  time.Time         `json:"timestamp"`
 }
 
@@ -47,7 +53,7 @@ func Parse(text []byte) (Event, error) {
 func (l line) event() (Event, error) {
 	e := Event{
 		Labels: l.Labels, DecisionID: l.DecisionID, Bundles: l.Bundles, Path: l.Path, Result: l.Result,
-		Erased: l.Erased, Masked: l.Masked, Timestamp: l.Timestamp, in: l.Input,
+		Erased: l.Erased, Masked: l.Masked, Shadow: l.Shadow, Beside: l.Beside, Timestamp: l.Timestamp, in: l.Input,
 	}
 	if l.Input != nil {
 		var err error
@@ -70,6 +76,9 @@ func (e Event) check() error {
 	}
 	if e.DecisionID == "" || len(e.DecisionID) > 64 || e.Timestamp.IsZero() {
 		return bad("wants a decision_id and a timestamp")
+	}
+	if e.Shadow != (e.Beside != "") || len(e.Beside) > 64 || e.Beside == e.DecisionID {
+		return bad("a shadow, and nothing else, names the decision beside it")
 	}
 	switch e.Result.Effect {
 	case sealed.EffectDeny, sealed.EffectRequireApproval, sealed.EffectAllow:
@@ -104,7 +113,13 @@ func FromBody(body []byte, labels map[string]string) ([]Event, error) {
 	}
 	events := make([]Event, len(lines))
 	for i, l := range lines {
-		l.Labels = labels
+		if l.Labels = labels; l.Shadow {
+			l.Labels = maps.Clone(labels)
+			if l.Labels == nil {
+				l.Labels = map[string]string{}
+			}
+			l.Labels[labelShadow] = "true"
+		}
 		var err error
 		if events[i], err = l.event(); err != nil {
 			return nil, err

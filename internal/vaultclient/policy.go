@@ -17,6 +17,63 @@ type PolicyStatus struct {
 	Expires     time.Time     `json:"expires,omitzero"`
 	ActivatedAt time.Time     `json:"activated_at,omitzero"`
 	KeyIDs      []string      `json:"key_ids"` // that may sign the next one
+	// ShadowRemoved says, of an upload, that the bundle was the shadow until now.
+	ShadowRemoved bool `json:"-"`
+}
+
+// A PolicyShadow is the bundle on trial: it is asked and logged beside the one in
+// force, and decides nothing.
+type PolicyShadow struct {
+	Digest   sealed.Digest `json:"digest"`
+	Sequence uint64        `json:"sequence"`
+	Expires  time.Time     `json:"expires"`
+	Since    time.Time     `json:"since"`
+	By       string        `json:"by"`    // entity that set it
+	State    string        `json:"state"` // asked, expired, or unusable
+}
+
+// PolicyShadow reads what is on trial; nothing is sealed.ErrNotFound.
+func (e *Engine) PolicyShadow(ctx context.Context) (PolicyShadow, error) {
+	f, err := e.read(ctx, nil, "policy", "shadow")
+	if err != nil {
+		return PolicyShadow{}, err
+	}
+	return f.shadow()
+}
+
+// SetPolicyShadow puts a signed bundle on trial, in the place of another one.
+func (e *Engine) SetPolicyShadow(ctx context.Context, bundle []byte) (PolicyShadow, error) {
+	f, err := e.write(ctx, map[string]any{"bundle": base64.StdEncoding.EncodeToString(bundle)}, "policy", "shadow")
+	if err != nil {
+		return PolicyShadow{}, err
+	}
+	return f.shadow()
+}
+
+// RemovePolicyShadow ends the trial. Where there is none, nothing happens.
+func (e *Engine) RemovePolicyShadow(ctx context.Context) error {
+	return e.c.Delete(ctx, e.path("policy", "shadow"))
+}
+
+func (f fields) shadow() (PolicyShadow, error) {
+	var out PolicyShadow
+	var err error
+	for name, to := range map[string]*string{"digest": (*string)(&out.Digest), "by": &out.By, "state": &out.State} {
+		if *to, err = f.text(name); err != nil {
+			return out, err
+		}
+	}
+	for name, to := range map[string]*time.Time{"expires": &out.Expires, "since": &out.Since} {
+		text, err := f.text(name)
+		if err != nil {
+			return out, err
+		}
+		if *to, err = time.Parse(time.RFC3339, text); err != nil {
+			return out, f.malformed(name)
+		}
+	}
+	out.Sequence, err = f.number("sequence")
+	return out, err
 }
 
 // PolicyStatus reads what bundle is in force. Before any key was configured it
@@ -62,7 +119,9 @@ func (e *Engine) UploadPolicy(ctx context.Context, bundle []byte) (PolicyStatus,
 	if err != nil {
 		return PolicyStatus{}, err
 	}
-	return f.policy()
+	out, err := f.policy()
+	out.ShadowRemoved = f.bool("shadow_removed")
+	return out, err
 }
 
 // PolicyKeys returns the public keys (PEM, by id) that bundles are verified
