@@ -17,6 +17,7 @@ import (
 type intent struct {
 	g       grantRow
 	r       runRow
+	into    envelope
 	ahead   *reading // of a built-in key
 	resumed bool     // g was made by an earlier call
 }
@@ -37,7 +38,14 @@ func (b *backend) intend(ctx context.Context, s logical.Storage, c credsCall) (i
 	if g, ok, err := b.resume(ctx, s, r, c); ok || err != nil {
 		return intent{g: g, resumed: true}, err
 	}
-	g, v, err := b.draftGrant(ctx, s, r, c)
+	id, err := b.newGrantID()
+	if err != nil {
+		return in, err
+	}
+	if mk, _ := r.key(c.key); mk.Decision.Effect == sealed.EffectAllow { // most likely again
+		in.into = envelopeFor(r, c.key, id)
+	}
+	g, v, err := b.draftGrant(ctx, s, r, c, id)
 	if err != nil {
 		return in, err
 	}
@@ -62,15 +70,19 @@ func (b *backend) intend(ctx context.Context, s logical.Storage, c credsCall) (i
 	if !b.mem.enter(g.ID) {
 		return in, fmt.Errorf("the credential is being issued: %w", sealed.ErrConflict)
 	}
-	ahead, err := b.readAhead(ctx, s, r, g)
+	if in.into == nil || g.ID != id {
+		in.into = envelopeFor(r, g.Key, g.ID)
+	}
+	in.g, in.r = g, r
+	in.ahead, err = b.readAhead(ctx, s, in)
 	if err == nil {
 		err = b.writeIntent(ctx, s, r, g, v, c.entry)
 	}
 	if err != nil {
 		b.mem.leave(g.ID)
-		return in, err
+		return intent{}, err
 	}
-	return intent{g: g, r: r, ahead: ahead}, nil
+	return in, nil
 }
 
 // writeIntent makes the intent durable: its entry in the log, and its row as what

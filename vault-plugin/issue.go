@@ -64,14 +64,14 @@ type parcel struct {
 	version    int           // at the source; 0: it does not say
 }
 
-// An envelope is a sealer that is being made while the value is asked for: most
-// of the work of sealing needs no value.
+// An envelope is a sealer for one grant that is being made while the key is
+// decided and the value asked for: most of the work of sealing needs neither.
 type envelope func() (*secret.Sealer, error)
 
-func envelopeFor(r runRow, g grantRow) envelope {
+func envelopeFor(r runRow, key sealed.KeyName, id sealed.GrantID) envelope {
 	var s *secret.Sealer
 	made := beside(func() (err error) {
-		s, err = secret.NewSealer(r.Claim.HPKEKey, secret.Context{Run: string(g.Run), Grant: string(g.ID), Key: string(g.Key)})
+		s, err = secret.NewSealer(r.Claim.HPKEKey, secret.Context{Run: string(r.ID), Grant: string(id), Key: string(key)})
 		return err
 	})
 	return func() (*secret.Sealer, error) { err := made(); return s, err }
@@ -112,7 +112,8 @@ type reading struct {
 // source, of which nobody asks anything before the intent is durable. Reading
 // the own store leaves nothing that could come to nothing: the ciphertext is
 // used only after the write of the intent was acknowledged, else it is dropped.
-func (b *backend) readAhead(ctx context.Context, s logical.Storage, r runRow, g grantRow) (*reading, error) {
+func (b *backend) readAhead(ctx context.Context, s logical.Storage, in intent) (*reading, error) {
+	g := in.g
 	_, src, err := b.source(ctx, s, g.Source)
 	if err != nil {
 		return nil, err
@@ -123,7 +124,6 @@ func (b *backend) readAhead(ctx context.Context, s logical.Storage, r runRow, g 
 	ahead := &reading{done: make(chan struct{})}
 	go func() {
 		defer close(ahead.done)
-		into := envelopeFor(r, g)
 		limited, cancel := context.WithTimeout(ctx, sourceLimit)
 		defer cancel()
 		m, err := src.Mint(limited, g.Ref, "")
@@ -131,7 +131,7 @@ func (b *backend) readAhead(ctx context.Context, s logical.Storage, r runRow, g 
 			ahead.err = err
 			return
 		}
-		ahead.p, ahead.err = parcelOf(g, m, into)
+		ahead.p, ahead.err = parcelOf(g, m, in.into)
 	}()
 	return ahead, nil
 }
@@ -162,7 +162,6 @@ func (b *backend) mint(ctx context.Context, s logical.Storage, in intent) (grant
 			return g, parcel{}, err
 		}
 	}
-	into := envelopeFor(in.r, g)
 	minting, cancelMint := context.WithTimeout(ctx, sourceLimit)
 	defer cancelMint()
 	m, err := src.Mint(minting, g.Ref, handle)
@@ -172,7 +171,7 @@ func (b *backend) mint(ctx context.Context, s logical.Storage, in intent) (grant
 	if m.Handle != "" {
 		g.Handle = m.Handle
 	}
-	p, err := parcelOf(g, m, into)
+	p, err := parcelOf(g, m, in.into)
 	return g, p, err
 }
 

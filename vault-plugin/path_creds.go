@@ -184,8 +184,17 @@ func pending(id sealed.ApprovalID) error {
 	return logical.CodedError(http.StatusPreconditionRequired, "approval required: "+string(id))
 }
 
+// newGrantID draws the id of a grant that needs no approval.
+func (b *backend) newGrantID() (sealed.GrantID, error) {
+	id, err := sealed.NewULID(b.now().UTC(), b.rand)
+	if err != nil {
+		return "", fmt.Errorf("making grant id: %w", err)
+	}
+	return sealed.GrantID(id), nil
+}
+
 // draftGrant decides and drafts the grant. Its effect is allow or require_approval.
-func (b *backend) draftGrant(ctx context.Context, s logical.Storage, r runRow, c credsCall) (grantRow, verdict, error) {
+func (b *backend) draftGrant(ctx context.Context, s logical.Storage, r runRow, c credsCall, id sealed.GrantID) (grantRow, verdict, error) {
 	var v verdict
 	deny := func(d sealed.Decision, cause error) error {
 		if err := c.vouched(); err != nil {
@@ -213,14 +222,10 @@ func (b *backend) draftGrant(ctx context.Context, s logical.Storage, r runRow, c
 		return grantRow{}, v, err
 	}
 	now := b.now().UTC()
-	id, err := sealed.NewULID(now, b.rand)
-	if err != nil {
-		return grantRow{}, v, fmt.Errorf("making grant id: %w", err)
-	}
 	k := v.terms
 	mk, _ := r.key(c.key)
 	g := grantRow{
-		ID: sealed.GrantID(id), Run: r.ID, Key: c.key, Idempotency: c.Idempotency, Profile: k.key.Origin.Name,
+		ID: id, Run: r.ID, Key: c.key, Idempotency: c.Idempotency, Profile: k.key.Origin.Name,
 		Source: k.spec.Source, Ref: pinnedRef(mk, k.spec.Ref), Revocable: src.Revocable(), Delivery: c.Delivery, Bindings: k.bindings,
 		AllowWeak: k.spec.AllowWeak, TTL: sealed.Duration(k.ttl), Ends: now.Add(b.longest(k.maxTTL)), State: grantIntent,
 		Epoch: epoch, CreatedAt: now, ChangedAt: now,

@@ -16,11 +16,15 @@ const (
 	minPercent = 40
 )
 
-// followHeap sets the collector's percentage now and after each collection.
-func followHeap() {
-	debug.SetGCPercent(percentFor(liveHeap()))
+// followHeap sets the collector's percentage now and after each collection. was
+// is what it is set to; 0: something else.
+func followHeap(was int) {
+	now := percentFor(liveHeap())
+	if now != was {
+		debug.SetGCPercent(now)
+	}
 	mark := new([64]byte) // too large to share its place with others
-	runtime.AddCleanup(mark, func(struct{}) { followHeap() }, struct{}{})
+	runtime.AddCleanup(mark, followHeap, now)
 }
 
 func percentFor(live uint64) int {

@@ -28,7 +28,7 @@ import (
 
 func main() {
 	debug.SetTraceback("none")
-	followHeap() // values are wiped by their owners, not by the collector
+	followHeap(0) // values are wiped by their owners, not by the collector
 	if len(os.Args) == 2 && (os.Args[1] == "-version" || os.Args[1] == "--version") {
 		fmt.Println(vaultplugin.Version)
 		return
