@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"strconv"
@@ -75,7 +76,7 @@ func choosePorts(s *state) error {
 	var addrs [4]string
 	for i := range addrs {
 		// All four are held until the last is known, so that they differ.
-		ln, err := net.Listen("tcp4", "127.0.0.1:0")
+		ln, err := Listen()
 		if err != nil {
 			return fmt.Errorf("choosing ports: %w", err)
 		}
@@ -89,6 +90,21 @@ func choosePorts(s *state) error {
 	}
 	s.SPIREPort, err = strconv.Atoi(port)
 	return err
+}
+
+// Listen listens on a port of loopback, for a server that will be started there
+// later, and perhaps again. It takes one below those that Linux gives to
+// connections by itself (ip_local_port_range begins at 32768): of these any may
+// be somebody's by then.
+func Listen() (net.Listener, error) {
+	const first, end, tries = 10000, 32768, 100
+	for range tries {
+		ln, err := net.Listen("tcp4", "127.0.0.1:"+strconv.Itoa(first+rand.IntN(end-first)))
+		if err == nil {
+			return ln, nil
+		}
+	}
+	return net.Listen("tcp4", "127.0.0.1:0")
 }
 
 // run brings up Vault while our programs are built, then joins the two.

@@ -15,7 +15,6 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"math/big"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -113,7 +112,7 @@ func startVault(t *testing.T, p plugins) *vault {
 	v := &vault{plugins: p}
 	dir := t.TempDir()
 	v.serveBundle(t, dir)
-	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	ln, err := devstack.Listen()
 	harness.Must(t, err)
 	address := ln.Addr().String()
 	harness.Must(t, ln.Close())
