@@ -174,13 +174,22 @@ func (b *backend) knownAgent(ctx context.Context, req *logical.Request) (spiffeI
 	if err != nil {
 		return "", err
 	}
-	now := b.now()
-	if id, ok := b.mem.agent(req.EntityID, cfg, now); ok {
+	if id, ok := b.mem.agent(req.EntityID, cfg, b.now()); ok {
 		return id, nil
+	}
+	return b.learnAgent(ctx, req)
+}
+
+// learnAgent asks for the SPIFFE ID anew, for knownAgent too.
+func (b *backend) learnAgent(ctx context.Context, req *logical.Request) (spiffeID string, err error) {
+	asked := b.now()
+	cfg, err := b.config(ctx, req.Storage)
+	if err != nil {
+		return "", err
 	}
 	spiffeID, _, err = b.agentIdentity(ctx, req)
 	if err == nil {
-		b.mem.knowAgent(req.EntityID, cfg, now, spiffeID)
+		b.mem.knowAgent(req.EntityID, cfg, asked, spiffeID)
 	}
 	return spiffeID, err
 }

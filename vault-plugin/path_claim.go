@@ -39,16 +39,10 @@ func (b *backend) claimRun(ctx context.Context, req *logical.Request, d *framewo
 	if err := sealed.Decode([]byte(cr.Payload), sealed.MaxDocument, &c); err != nil {
 		return nil, err
 	}
-	asked := b.now()
-	cfg, err := b.config(ctx, req.Storage)
+	spiffeID, err := b.learnAgent(ctx, req)
 	if err != nil {
 		return nil, err
 	}
-	spiffeID, _, err := b.agentIdentity(ctx, req)
-	if err != nil {
-		return nil, err
-	}
-	b.mem.knowAgent(req.EntityID, cfg, asked, spiffeID)
 	id, err := sealed.ParseRunID(text(d, "run"))
 	if err != nil || c.Run != id || req.ClientTokenAccessor == "" {
 		return nil, errRefused

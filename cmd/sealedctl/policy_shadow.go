@@ -38,14 +38,7 @@ copy stays on this machine: upload that file to put the very same bundle in forc
 			if f.standard != (len(args) == 0) {
 				return usagef("policy shadow set wants a directory, a bundle file or --default")
 			}
-			maker, err := f.maker(args)
-			if err != nil {
-				return err
-			}
-			if f.life <= 0 {
-				return usagef("--expires-in wants a time to come")
-			}
-			raw, e, err := maker(cmd.Context(), a)
+			raw, e, err := f.make(cmd.Context(), a, args)
 			if err != nil {
 				return err
 			}
@@ -56,12 +49,7 @@ copy stays on this machine: upload that file to put the very same bundle in forc
 			return a.print(s, func(w io.Writer) { shadowTable(w, s) })
 		},
 	}
-	fl := cmd.Flags()
-	f.key.register(cmd)
-	fl.BoolVar(&f.standard, "default", false, "the policies that come with sealedctl")
-	fl.StringVar(&f.revision, "revision", "", "free text for people, such as a commit")
-	fl.Uint64Var(&f.sequence, "sequence", 0, "sequence of the bundle (default: the next one)")
-	fl.DurationVar(&f.life, "expires-in", bundleLife, "the trial ends at this time")
+	f.register(cmd, "the trial ends at this time")
 	return cmd
 }
 

@@ -45,14 +45,7 @@ of the bundle stays on this machine for policy replay.
   sealedctl policy upload policies --key policy-key.pem
   sealedctl policy upload policy.tar.gz --yes`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			maker, err := f.maker(args)
-			if err != nil {
-				return err
-			}
-			if f.life <= 0 {
-				return usagef("--expires-in wants a time to come")
-			}
-			raw, e, err := maker(cmd.Context(), a)
+			raw, e, err := f.make(cmd.Context(), a, args)
 			if err != nil {
 				return err
 			}
@@ -70,15 +63,34 @@ of the bundle stays on this machine for policy replay.
 		},
 	}
 	fl := cmd.Flags()
-	f.key.register(cmd)
-	fl.BoolVar(&f.standard, "default", false, "the policies that come with sealedctl")
-	fl.StringVar(&f.revision, "revision", "", "free text for people, such as a commit")
-	fl.Uint64Var(&f.sequence, "sequence", 0, "sequence of the bundle (default: the next one)")
-	fl.DurationVar(&f.life, "expires-in", bundleLife, "the bundle denies everything after this time")
+	f.register(cmd, "the bundle denies everything after this time")
 	fl.DurationVar(&f.compareTo.since, "since", 7*24*time.Hour, "compare the decisions of this time; 0 for none")
 	fl.StringVar(&f.compareTo.from, "from", "", "compare the decisions in this file or directory")
 	fl.BoolVarP(&f.yes, "yes", "y", false, "don't ask")
 	return cmd
+}
+
+// register adds the flags that say what bundle is made; expires is what its end
+// means.
+func (f *uploadFlags) register(cmd *cobra.Command, expires string) {
+	f.key.register(cmd)
+	fl := cmd.Flags()
+	fl.BoolVar(&f.standard, "default", false, "the policies that come with sealedctl")
+	fl.StringVar(&f.revision, "revision", "", "free text for people, such as a commit")
+	fl.Uint64Var(&f.sequence, "sequence", 0, "sequence of the bundle (default: the next one)")
+	fl.DurationVar(&f.life, "expires-in", bundleLife, expires)
+}
+
+// make returns the signed bundle that flags and arguments ask for.
+func (f *uploadFlags) make(ctx context.Context, a *app, args []string) ([]byte, *vaultclient.Engine, error) {
+	maker, err := f.maker(args)
+	if err != nil {
+		return nil, nil, err
+	}
+	if f.life <= 0 {
+		return nil, nil, usagef("--expires-in wants a time to come")
+	}
+	return maker(ctx, a)
 }
 
 type bundleMaker = func(context.Context, *app) ([]byte, *vaultclient.Engine, error)

@@ -6,14 +6,11 @@
 package matrix
 
 import (
-	"bytes"
-	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
-	"io"
 	"io/fs"
 	"net/http"
 	"os"
@@ -194,20 +191,8 @@ func (a answer) byVault() bool {
 // ask sends one request. body nil sends none.
 func (w *world) ask(t testing.TB, token, method, path string, body []byte) answer {
 	t.Helper()
-	req, err := http.NewRequestWithContext(context.WithoutCancel(t.Context()), method, w.Status.VaultAddr+"/v1/"+path, bytes.NewReader(body))
-	harness.Must(t, err)
-	if token != "" {
-		req.Header.Set("X-Vault-Token", token)
-	}
-	if method == http.MethodPatch {
-		req.Header.Set("Content-Type", "application/merge-patch+json")
-	}
-	resp, err := w.http.Do(req)
-	harness.Must(t, err)
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	harness.Must(t, err)
-	return answer{resp.StatusCode, string(b)}
+	status, b := w.HTTP(t, w.http, token, method, path, body)
+	return answer{status, string(b)}
 }
 
 // A login is what Vault answers to one.

@@ -9,7 +9,6 @@ package roles
 
 import (
 	"bytes"
-	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -201,20 +200,8 @@ func (w *world) ask(t testing.TB, token, method, path string, body map[string]an
 		raw, err = json.Marshal(body)
 		harness.Must(t, err)
 	}
-	req, err := http.NewRequestWithContext(context.WithoutCancel(t.Context()), method, w.Status.VaultAddr+"/v1/"+path, bytes.NewReader(raw))
-	harness.Must(t, err)
-	if token != "" {
-		req.Header.Set("X-Vault-Token", token)
-	}
-	if method == http.MethodPatch {
-		req.Header.Set("Content-Type", "application/merge-patch+json")
-	}
-	resp, err := w.http.Do(req)
-	harness.Must(t, err)
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	harness.Must(t, err)
-	return answer{resp.StatusCode, b}
+	status, b := w.HTTP(t, w.http, token, method, path, raw)
+	return answer{status, b}
 }
 
 // must asks, and wants success.
