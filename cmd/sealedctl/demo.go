@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -23,7 +24,8 @@ shows what it could do. It leaves nothing running. Status 0 means that every
 expectation held.
 
 What it needs besides Go and git it gets by itself: Vault is taken from PATH or
-built once into the cache; bubblewrap is installed when this is root.
+built once into the cache; bubblewrap, and the C compiler that SPIRE has to be
+built with, are installed when this is root.
 
   sealedctl demo
   sealedctl demo --spire`,
@@ -40,9 +42,17 @@ built once into the cache; bubblewrap is installed when this is root.
 			if spire {
 				identity = devstack.IdentitySPIRE
 			}
-			return demo.Run(cmd.Context(), demo.Config{
+			cfg := demo.Config{
 				Identity: identity, CacheDir: devstack.CacheDir(a.getenv), Self: []string{self}, Keep: keep, Out: a.stdout, Progress: a.demoProgress(),
-			})
+			}
+			err = demo.Run(cmd.Context(), cfg)
+			if errors.Is(err, devstack.ErrNoCompiler) && os.Geteuid() == 0 { // it comes before anything else
+				if err := a.getPackages(cmd, compiler); err != nil {
+					return err
+				}
+				err = demo.Run(cmd.Context(), cfg)
+			}
+			return err
 		},
 	}
 	cmd.Flags().BoolVar(&spire, "spire", false, "use real SPIRE instead of the embedded authority (needs root)")
@@ -63,33 +73,44 @@ func (a *app) demoProgress() func(step string, done, total int64) {
 	}
 }
 
-// needBubblewrap installs bubblewrap when this is root on a distribution with
-// apt, dnf or apk; otherwise it says what to install.
+// packages are those of something, by the tool that installs them.
+type packages struct {
+	name          string
+	apt, dnf, apk string
+}
+
+var (
+	bubblewrap = packages{"bubblewrap", "bubblewrap", "bubblewrap", "bubblewrap"}
+	compiler   = packages{"a C compiler", "gcc libc6-dev", "gcc", "gcc musl-dev"}
+)
+
+// needBubblewrap installs bubblewrap where it is missing.
 func (a *app) needBubblewrap(cmd *cobra.Command) error {
 	if _, err := exec.LookPath("bwrap"); err == nil {
 		return nil
 	}
-	hint := "install the package bubblewrap (apt install bubblewrap, dnf install bubblewrap)"
+	return a.getPackages(cmd, bubblewrap)
+}
+
+// getPackages installs what is missing when this is root on a distribution with apt,
+// dnf or apk; otherwise it says what to install.
+func (a *app) getPackages(cmd *cobra.Command, n packages) error {
+	missing := &hintError{err: fmt.Errorf("%s is not installed", n.name), hint: fmt.Sprintf("apt install %s, or dnf install %s", n.apt, n.dnf)}
 	if os.Geteuid() != 0 {
-		return &hintError{err: fmt.Errorf("bubblewrap is not installed"), hint: hint}
+		return missing
 	}
-	for _, install := range [][]string{
-		{"sh", "-c", "apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends bubblewrap"},
-		{"dnf", "install", "-y", "-q", "bubblewrap"}, {"apk", "add", "-q", "bubblewrap"},
+	for _, with := range []struct{ tool, run string }{
+		{"apt-get", "apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends " + n.apt},
+		{"dnf", "dnf install -y -q " + n.dnf}, {"apk", "apk add -q " + n.apk},
 	} {
-		tool := install[0]
-		if tool == "sh" {
-			tool = "apt-get"
-		}
-		if _, err := exec.LookPath(tool); err != nil {
+		if _, err := exec.LookPath(with.tool); err != nil {
 			continue
 		}
-		a.talk("  installing bubblewrap")
-		c := exec.CommandContext(cmd.Context(), install[0], install[1:]...)
-		if out, err := c.CombinedOutput(); err != nil {
-			return &hintError{err: fmt.Errorf("installing bubblewrap: %w: %s", err, clip(string(out))), hint: hint}
+		a.talk("  installing %s", n.name)
+		if out, err := exec.CommandContext(cmd.Context(), "sh", "-c", with.run).CombinedOutput(); err != nil {
+			return &hintError{err: fmt.Errorf("installing %s: %w: %s", n.name, err, clip(string(out))), hint: missing.hint}
 		}
 		return nil
 	}
-	return &hintError{err: fmt.Errorf("bubblewrap is not installed"), hint: hint}
+	return missing
 }

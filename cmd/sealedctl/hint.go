@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"strings"
 
+	"sealed.dev/sealed/internal/devstack"
 	"sealed.dev/sealed/internal/sandbox"
 	"sealed.dev/sealed/internal/sealed"
 	"sealed.dev/sealed/internal/vaultclient"
@@ -32,6 +33,7 @@ var hints = [...]struct {
 	{sealed.ErrDenied, "refused", "check the name: it does not exist, or is not for you"},
 	{sandbox.ErrNoBubblewrap, "", "apt install bubblewrap"},
 	{sandbox.ErrUserNS, "", "sealedctl doctor"},
+	{devstack.ErrNoCompiler, "", "apt install gcc libc6-dev"},
 	{sealed.ErrNotFound, "is missing: ", "set SEALED_LIBEXEC to where it is, or: eval \"$(sealedctl dev env)\""},
 	{fs.ErrNotExist, "trust file", "set SEALED_TRUST_FILE to where it is, or: eval \"$(sealedctl dev env)\""},
 	{sealed.ErrInvalid, "trust file", "have root write it anew, or: sealedctl dev up"},

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"sealed.dev/sealed/internal/devstack"
 	"sealed.dev/sealed/internal/sandbox"
 	"sealed.dev/sealed/internal/sealed"
 )
@@ -23,6 +24,7 @@ func TestHints(t *testing.T) {
 		{wrap("listing sealed/runs: Vault is sealed", sealed.ErrUnavailable), "vault operator unseal"},
 		{wrap("calling sealed/runs: connection refused", sealed.ErrUnavailable), "sealedctl doctor"},
 		{wrap("starting run: starting sandbox", sandbox.ErrNoBubblewrap), "apt install bubblewrap"},
+		{wrap("building servers", devstack.ErrNoCompiler), "apt install gcc libc6-dev"},
 		{wrap("starting run: starting sandbox", sandbox.ErrUserNS), "sealedctl doctor"},
 		{wrap("starting run: sealed-init is missing: /usr/libexec/sealed/sealed-init", sealed.ErrNotFound), "SEALED_LIBEXEC"},
 		{wrap("starting run: opening workload API socket /run/spire.sock", fs.ErrNotExist), "start the SPIRE agent"},

@@ -77,8 +77,14 @@ func (s Server) build(ctx context.Context, cfg Config, path string) error {
 	tmp := path + ".new"
 	args := append([]string{"build", "-v", "-trimpath", "-ldflags", "-s -w"}, s.flags...)
 	args = append(args, "-o", tmp, s.pkg)
+	// Said either way: with no compiler at hand the go command would leave cgo out
+	// without a word.
+	env := []string{"CGO_ENABLED=0"}
+	if s.cgo {
+		env = []string{"CGO_ENABLED=1"}
+	}
 	var done int64
-	err = goTool(ctx, filepath.Join(cfg.Module, "test", "stack", s.stack), nil, args, func(line string) {
+	err = goTool(ctx, filepath.Join(cfg.Module, "test", "stack", s.stack), env, args, func(line string) {
 		done++
 		cfg.progress("building "+s.Name+": "+line, done, 0)
 	})

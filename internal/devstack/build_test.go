@@ -2,6 +2,7 @@ package devstack
 
 import (
 	"context"
+	"errors"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -99,5 +100,24 @@ func TestBuildOwn(t *testing.T) {
 	entries, err := os.ReadDir(l.bin(""))
 	if err != nil || len(entries) != 2 {
 		t.Errorf("bin holds %v, %v", entries, err)
+	}
+}
+
+// Without a compiler the go command would build SPIRE's server without SQLite,
+// and it would not start: that is said first, before Vault is built.
+func TestServersWantCompiler(t *testing.T) {
+	cfg := Config{Identity: IdentitySPIRE, CacheDir: t.TempDir()}
+	if err := cfg.findModule(); err != nil {
+		t.Fatal(err)
+	}
+	built := false
+	cfg.Progress = func(string, int64, int64) { built = true }
+	t.Setenv("PATH", t.TempDir())
+	if _, err := findServers(t.Context(), cfg); !errors.Is(err, ErrNoCompiler) || built {
+		t.Errorf("%v, built %v", err, built)
+	}
+	cfg.Identity = IdentityEmbedded // the control: Vault needs none, only Go
+	if _, err := findServers(t.Context(), cfg); !errors.Is(err, exec.ErrNotFound) || !built {
+		t.Errorf("%v, built %v", err, built)
 	}
 }

@@ -10,13 +10,13 @@ import (
 // Nothing is started and cfg.Dir is not used, so anyone may call it, for SPIRE
 // too.
 func BuildServers(ctx context.Context, cfg Config) ([]ServerStatus, error) {
-	out := []ServerStatus{}
-	for _, s := range Servers(cfg.Identity) {
-		v, err := s.find(ctx, cfg)
-		if err != nil {
-			return nil, fmt.Errorf("building servers: %w", err)
-		}
-		out = append(out, ServerStatus(v))
+	found, err := findServers(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("building servers: %w", err)
+	}
+	out := make([]ServerStatus, len(found))
+	for i, v := range found {
+		out[i] = ServerStatus(v)
 	}
 	return out, nil
 }

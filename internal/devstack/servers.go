@@ -1,6 +1,7 @@
 package devstack
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -11,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 
 	"golang.org/x/mod/modfile"
 	"golang.org/x/mod/semver"
@@ -28,6 +30,7 @@ type Server struct {
 	module  string   // that is required there
 	pkg     string   // to build
 	flags   []string // of go build
+	cgo     bool     // wants a C compiler
 	minimum string   // version that PATH must offer
 	asks    string   // argument that makes it print its version
 }
@@ -45,7 +48,7 @@ func Servers(identity string) []Server {
 	}
 	return []Server{
 		vault,
-		{Name: "spire-server", stack: "spire", module: spire, pkg: spire + "/cmd/spire-server", minimum: "v1.11.0", asks: "--version"},
+		{Name: "spire-server", stack: "spire", module: spire, pkg: spire + "/cmd/spire-server", cgo: true, minimum: "v1.11.0", asks: "--version"},
 		{Name: "spire-agent", stack: "spire", module: spire, pkg: spire + "/cmd/spire-agent", minimum: "v1.11.0", asks: "--version"},
 	}
 }
@@ -81,7 +84,62 @@ func (s Server) CacheName(root string) (string, error) {
 	return "", fmt.Errorf("naming %s: go.mod does not require %s: %w", s.Name, s.module, sealed.ErrInvalid)
 }
 
-// find returns the path of a server: from PATH, from the cache, or newly built.
+// ErrNoCompiler means that a server has to be built which wants a C compiler,
+// and there is none. SPIRE's keeps its entries in SQLite.
+var ErrNoCompiler = errors.New("building spire-server needs a C compiler (Debian, Ubuntu: apt install gcc libc6-dev; Fedora: dnf install gcc)")
+
+// findServers returns the servers of a stack, and builds what is not there. It
+// matches ErrNoCompiler before anything is built.
+func findServers(ctx context.Context, cfg Config) ([]version, error) {
+	servers := Servers(cfg.Identity)
+	found := make([]version, len(servers))
+	for i, s := range servers {
+		v, err := s.find(ctx, cfg)
+		if errors.Is(err, sealed.ErrNotFound) && s.cgo && !hasCompiler() {
+			err = ErrNoCompiler
+		}
+		if err != nil && !errors.Is(err, sealed.ErrNotFound) {
+			return nil, err
+		}
+		found[i] = v
+	}
+	for i, s := range servers {
+		if found[i].Path != "" {
+			continue
+		}
+		v, err := s.make(ctx, cfg)
+		if err != nil {
+			return nil, err
+		}
+		found[i] = v
+	}
+	return found, nil
+}
+
+// make builds a server into the cache.
+func (s Server) make(ctx context.Context, cfg Config) (version, error) {
+	if err := cfg.findModule(); err != nil {
+		return version{}, err
+	}
+	path, err := s.cached(cfg)
+	if err == nil {
+		err = s.build(ctx, cfg, path)
+	}
+	if err != nil {
+		return version{}, err
+	}
+	return s.find(ctx, cfg)
+}
+
+// hasCompiler looks for the compiler that the go command would call.
+func hasCompiler() bool {
+	cc, _, _ := strings.Cut(cmp.Or(os.Getenv("CC"), "gcc"), " ")
+	_, err := exec.LookPath(cc)
+	return err == nil
+}
+
+// find returns the path of a server, from PATH or from the cache. The error
+// matches sealed.ErrNotFound where it has to be built.
 func (s Server) find(ctx context.Context, cfg Config) (version, error) {
 	if path, err := exec.LookPath(s.Name); err == nil && filepath.IsAbs(path) {
 		v, err := s.version(ctx, path)
@@ -89,25 +147,27 @@ func (s Server) find(ctx context.Context, cfg Config) (version, error) {
 			return version{Name: s.Name, Version: v, Path: path}, nil
 		}
 	}
-	if err := cfg.findModule(); err != nil {
-		return version{}, err
-	}
-	name, err := s.CacheName(cfg.Module)
+	path, err := s.cached(cfg)
 	if err != nil {
 		return version{}, err
 	}
-	path := filepath.Join(cfg.CacheDir, "bin", name)
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		err = s.build(ctx, cfg, path)
-		if err != nil {
-			return version{}, err
-		}
+		return version{}, fmt.Errorf("finding %s: neither in PATH nor in the cache: %w", s.Name, sealed.ErrNotFound)
 	}
 	v, err := s.version(ctx, path)
 	if err != nil {
 		return version{}, err
 	}
 	return version{Name: s.Name, Version: v, Path: path}, nil
+}
+
+// cached is where a server is once it was built.
+func (s Server) cached(cfg Config) (string, error) {
+	if err := cfg.findModule(); err != nil {
+		return "", err
+	}
+	name, err := s.CacheName(cfg.Module)
+	return filepath.Join(cfg.CacheDir, "bin", name), err
 }
 
 func (s Server) version(ctx context.Context, path string) (string, error) {

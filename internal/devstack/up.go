@@ -154,14 +154,12 @@ func (b *bringUp) run(ctx context.Context) error {
 
 func (b *bringUp) findServers(ctx context.Context) error {
 	to := map[string]*version{"vault": &b.vault, "spire-server": &b.server, "spire-agent": &b.agent}
-	var found []version
-	for _, s := range Servers(b.cfg.Identity) {
-		v, err := s.find(ctx, b.cfg)
-		if err != nil {
-			return err
-		}
-		*to[s.Name] = v
-		found = append(found, v)
+	found, err := findServers(ctx, b.cfg)
+	if err != nil {
+		return err
+	}
+	for _, v := range found {
+		*to[v.Name] = v
 	}
 	return b.change(func(s *state) { s.Versions = found })
 }
