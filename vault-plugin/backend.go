@@ -70,8 +70,8 @@ type Minted struct {
 	Handle string
 	TTL    time.Duration // 0: the source sets no limit
 	Max    time.Duration // what renewing can reach, since the mint; 0: it can't be renewed
-	// Version is the number of the version at a source that keeps them; else 0.
-	Version int
+	// Version is the version at a source that tells one.
+	Version sealed.SourceVersion
 }
 
 // A Source yields values. Implementations bound every upstream call to 3 s

@@ -38,45 +38,45 @@ const (
 // stored under its own key when it first changes, or before the log folds the
 // entry, and from then on the attachment counts for nothing.
 type grantRow struct {
-	ID          sealed.GrantID     `json:"id"`
-	Run         sealed.RunID       `json:"run"`
-	Key         sealed.KeyName     `json:"key"`
-	Idempotency string             `json:"idempotency"`
-	Approval    sealed.ApprovalID  `json:"approval,omitempty"`
-	Profile     sealed.ProfileName `json:"profile"`
-	Source      sealed.Name        `json:"source"`
-	Ref         sealed.KeyRef      `json:"ref"`
-	Revocable   bool               `json:"revocable"`           // the source can un-issue it
-	Renewable   bool               `json:"renewable,omitempty"` // the source has to renew it too
-	Delivery    sealed.Delivery    `json:"delivery"`
-	Bindings    []sealed.Binding   `json:"bindings,omitempty"`
-	AllowWeak   bool               `json:"allow_weak,omitempty"`
-	TTL         sealed.Duration    `json:"ttl"`
-	Ends        time.Time          `json:"ends"` // no renewal goes beyond
-	State       string             `json:"state"`
-	Outcome     string             `json:"outcome,omitempty"`
-	Handle      string             `json:"handle,omitempty"`
-	Version     int                `json:"version,omitempty"` // of the value at its source; 0: not known
-	Ciphertext  string             `json:"ciphertext,omitempty"`
-	Attempt     int                `json:"attempt"` // of answering; only the newest lease counts
-	Lease       string             `json:"lease,omitempty"`
-	Epoch       uint64             `json:"epoch"`
-	CreatedAt   time.Time          `json:"created_at"`
-	ChangedAt   time.Time          `json:"changed_at"`
-	Undone      bool               `json:"undone,omitempty"` // revoked at the source
+	ID          sealed.GrantID       `json:"id"`
+	Run         sealed.RunID         `json:"run"`
+	Key         sealed.KeyName       `json:"key"`
+	Idempotency string               `json:"idempotency"`
+	Approval    sealed.ApprovalID    `json:"approval,omitempty"`
+	Profile     sealed.ProfileName   `json:"profile"`
+	Source      sealed.Name          `json:"source"`
+	Ref         sealed.KeyRef        `json:"ref"`
+	Revocable   bool                 `json:"revocable"`           // the source can un-issue it
+	Renewable   bool                 `json:"renewable,omitempty"` // the source has to renew it too
+	Delivery    sealed.Delivery      `json:"delivery"`
+	Bindings    []sealed.Binding     `json:"bindings,omitempty"`
+	AllowWeak   bool                 `json:"allow_weak,omitempty"`
+	TTL         sealed.Duration      `json:"ttl"`
+	Ends        time.Time            `json:"ends"` // no renewal goes beyond
+	State       string               `json:"state"`
+	Outcome     string               `json:"outcome,omitempty"`
+	Handle      string               `json:"handle,omitempty"`
+	Version     sealed.SourceVersion `json:"version,omitempty"` // of the value at its source
+	Ciphertext  string               `json:"ciphertext,omitempty"`
+	Attempt     int                  `json:"attempt"` // of answering; only the newest lease counts
+	Lease       string               `json:"lease,omitempty"`
+	Epoch       uint64               `json:"epoch"`
+	CreatedAt   time.Time            `json:"created_at"`
+	ChangedAt   time.Time            `json:"changed_at"`
+	Undone      bool                 `json:"undone,omitempty"` // revoked at the source
 }
 
 // A grantSummary is what stays of a grant in the row of an ended run.
 type grantSummary struct {
-	ID        sealed.GrantID    `json:"id"`
-	Key       sealed.KeyName    `json:"key"`
-	State     string            `json:"state"`
-	Outcome   string            `json:"outcome,omitempty"`
-	Delivery  sealed.Delivery   `json:"delivery"`
-	Approval  sealed.ApprovalID `json:"approval,omitempty"`
-	Version   int               `json:"version,omitempty"`
-	CreatedAt time.Time         `json:"created_at"`
-	ChangedAt time.Time         `json:"changed_at"`
+	ID        sealed.GrantID       `json:"id"`
+	Key       sealed.KeyName       `json:"key"`
+	State     string               `json:"state"`
+	Outcome   string               `json:"outcome,omitempty"`
+	Delivery  sealed.Delivery      `json:"delivery"`
+	Approval  sealed.ApprovalID    `json:"approval,omitempty"`
+	Version   sealed.SourceVersion `json:"version,omitempty"`
+	CreatedAt time.Time            `json:"created_at"`
+	ChangedAt time.Time            `json:"changed_at"`
 }
 
 func (g grantRow) summary() grantSummary {

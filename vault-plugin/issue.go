@@ -59,9 +59,9 @@ func (b *backend) resume(ctx context.Context, s logical.Storage, r runRow, c cre
 // A parcel is a minted credential, sealed to the run; the value is wiped.
 type parcel struct {
 	ciphertext string
-	ttl        time.Duration // 0: the source sets no limit
-	max        time.Duration // see Minted
-	version    int           // at the source; 0: it does not say
+	ttl        time.Duration        // 0: the source sets no limit
+	max        time.Duration        // see Minted
+	version    sealed.SourceVersion // at the source
 }
 
 // An envelope is a sealer for one grant that is being made while the key is

@@ -15,7 +15,7 @@ import (
 const storeVersion = "storage-version"
 
 // storageVersion is the layout that this program reads and writes. See store.go.
-const storageVersion = 1
+const storageVersion = 2
 
 // A versionRow is stored under storeVersion.
 type versionRow struct {
@@ -29,9 +29,13 @@ type migration func(ctx context.Context, s logical.Storage) error
 // migrations are the steps, by the version that they start from.
 func migrations() []migration {
 	return []migration{
-		0: func(context.Context, logical.Storage) error { return nil }, // the same layout, without the row
+		0: same, // the row itself
+		1: same, // journals of the log may carry rows of intents, and versions of values may be ids
 	}
 }
+
+// same is for what this program reads as it is, and an older one would not.
+func same(context.Context, logical.Storage) error { return nil }
 
 // A layout knows whether storage was brought to this program's version. The zero
 // layout does not. It is safe for concurrent use.

@@ -186,8 +186,8 @@ func TestSecrets(t *testing.T) {
 		ref  sealed.KeyRef
 		want string
 	}{
-		{sealed.KeyRef{Path: "a/b"}, deskCanary + "-18"}, {sealed.KeyRef{Path: "a/b", Version: 3}, deskCanary + "-3"}, {sealed.KeyRef{Path: "a"}, "\x00\xff"},
-		{sealed.KeyRef{Path: "a/b", Version: 2}, ""}, {sealed.KeyRef{Path: "none"}, ""}, {sealed.KeyRef{Path: "a", Field: "f"}, ""}, {sealed.KeyRef{Path: "../keys"}, ""},
+		{sealed.KeyRef{Path: "a/b"}, deskCanary + "-18"}, {sealed.KeyRef{Path: "a/b", Version: "3"}, deskCanary + "-3"}, {sealed.KeyRef{Path: "a"}, "\x00\xff"},
+		{sealed.KeyRef{Path: "a/b", Version: "2"}, ""}, {sealed.KeyRef{Path: "none"}, ""}, {sealed.KeyRef{Path: "a", Field: "f"}, ""}, {sealed.KeyRef{Path: "../keys"}, ""},
 	} {
 		got, err := mint(tt.ref)
 		if got != tt.want || (err == nil) != (tt.want != "") {

@@ -13,6 +13,8 @@ import (
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"sealed.dev/sealed/internal/sealed"
 )
 
 const (
@@ -50,6 +52,22 @@ func (m secretMeta) newest() int {
 		return 0
 	}
 	return m.Versions[len(m.Versions)-1].Version
+}
+
+// pick is the version that ref pins, or the newest. The error matches
+// sealed.ErrInvalid or sealed.ErrNotFound.
+func (m secretMeta) pick(ref sealed.KeyRef) (int, error) {
+	version, err := ref.PinnedNumber()
+	if err != nil {
+		return 0, err
+	}
+	if version == 0 {
+		version = m.newest()
+	}
+	if !m.has(version) {
+		return 0, fmt.Errorf("no such secret or version: %w", sealed.ErrNotFound)
+	}
+	return version, nil
 }
 
 var secretPathRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(/[A-Za-z0-9][A-Za-z0-9._-]{0,63}){0,7}$`)

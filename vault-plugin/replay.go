@@ -12,19 +12,19 @@ import (
 	"sealed.dev/sealed/internal/sealed"
 )
 
-// A Versioned source keeps versions of its values by number, and tells the
-// newest without reading one.
+// A Versioned source tells which version of a value is the newest, without
+// giving the value.
 type Versioned interface {
-	// Newest is the number of the newest version, or of the one that ref pins
-	// if it is there. sealed.ErrNotFound: there is none.
-	Newest(ctx context.Context, ref sealed.KeyRef) (int, error)
+	// Newest is the newest version, or the one that ref pins if it is there.
+	// None: this source does not tell. sealed.ErrNotFound: there is none.
+	Newest(ctx context.Context, ref sealed.KeyRef) (sealed.SourceVersion, error)
 }
 
 // A replay compares a run that is being planned with an old one, key by key.
 // What can't be compared is called so; nothing is guessed.
 type replay struct {
 	old      runRow
-	versions map[sealed.KeyName]int // newest version that the old run got; 0: the source did not say
+	versions map[sealed.KeyName]sealed.SourceVersion // newest that the old run got; none: the source did not say
 	answer   sealed.Replay
 }
 
@@ -37,7 +37,7 @@ func (b *backend) newReplay(ctx context.Context, s logical.Storage, old runRow, 
 	for _, g := range x.grants(old.ID) {
 		grants = append(grants, g.summary())
 	}
-	re := &replay{old: old, versions: make(map[sealed.KeyName]int), answer: sealed.Replay{Of: old.ID, As: as, Keys: []sealed.ReplayKey{}}}
+	re := &replay{old: old, versions: make(map[sealed.KeyName]sealed.SourceVersion), answer: sealed.Replay{Of: old.ID, As: as, Keys: []sealed.ReplayKey{}}}
 	slices.SortFunc(grants, func(a, b grantSummary) int { return a.CreatedAt.Compare(b.CreatedAt) })
 	for _, g := range grants {
 		if g.Outcome != outcomeFailed && g.Outcome != outcomeCrashed {
@@ -108,33 +108,33 @@ func (re *replay) judge(ctx context.Context, b *backend, s logical.Storage, m *s
 }
 
 // value compares the version of the value that the old run got with the newest.
-func (re *replay) value(ctx context.Context, b *backend, s logical.Storage, name sealed.KeyName, spec sealed.KeySpec) (what string, newest int, err error) {
+func (re *replay) value(ctx context.Context, b *backend, s logical.Storage, name sealed.KeyName, spec sealed.KeySpec) (what string, newest sealed.SourceVersion, err error) {
 	cfg, src, err := b.source(ctx, s, spec.Source)
 	if errors.Is(err, sealed.ErrNotFound) || errors.Is(err, sealed.ErrUnavailable) {
-		return sealed.ReplaySourceGone, 0, nil
+		return sealed.ReplaySourceGone, "", nil
 	}
 	if err != nil {
-		return "", 0, err
+		return "", "", err
 	}
 	recorded, used := re.versions[name]
 	if cfg.Kind() == "dynamic" {
-		return sealed.ReplayFresh, 0, nil
+		return sealed.ReplayFresh, "", nil
 	}
 	versions, ok := src.(Versioned)
 	if !ok {
-		return sealed.ReplayUnknown, 0, nil
+		return sealed.ReplayUnknown, "", nil
 	}
 	limited, cancel := context.WithTimeout(ctx, sourceLimit)
 	defer cancel()
 	newest, err = versions.Newest(limited, spec.Ref)
 	switch {
 	case errors.Is(err, sealed.ErrNotFound):
-		return sealed.ReplaySourceGone, 0, nil
+		return sealed.ReplaySourceGone, "", nil
 	case err != nil:
-		return sealed.ReplayUnknown, 0, nil // the source does not answer
+		return sealed.ReplayUnknown, "", nil // the source does not answer
 	case !used:
 		return sealed.ReplayNotUsed, newest, nil
-	case recorded == 0:
+	case recorded == "", newest == "":
 		return sealed.ReplayUnknown, newest, nil
 	case recorded != newest:
 		return sealed.ReplayRotated, newest, nil
@@ -145,7 +145,7 @@ func (re *replay) value(ctx context.Context, b *backend, s logical.Storage, name
 // pin makes a key of the new run that of the old one, or denies it.
 func (re *replay) pin(mk *sealed.ManifestKey, k sealed.ReplayKey) {
 	harmless := []string{sealed.ReplayFresh, sealed.ReplayNotUsed}
-	if k.Recorded > 0 {
+	if k.Recorded != "" {
 		harmless = append(harmless, sealed.ReplayUnknown) // whether it is the newest; the pin holds all the same
 	}
 	differs := slices.DeleteFunc(slices.Clone(k.Differs), func(d string) bool { return slices.Contains(harmless, d) })
@@ -164,27 +164,24 @@ func leftOut(mk sealed.ManifestKey) bool {
 
 // pinnedRef is where the value of a key is for this run.
 func pinnedRef(mk sealed.ManifestKey, ref sealed.KeyRef) sealed.KeyRef {
-	if mk.SourceVersion > 0 {
+	if mk.SourceVersion != "" {
 		ref.Version = mk.SourceVersion
 	}
 	return ref
 }
 
 // Newest implements Versioned.
-func (s builtinSource) Newest(ctx context.Context, ref sealed.KeyRef) (int, error) {
+func (s builtinSource) Newest(ctx context.Context, ref sealed.KeyRef) (sealed.SourceVersion, error) {
 	if err := checkBuiltinRef(ref); err != nil {
-		return 0, err
+		return "", err
 	}
 	meta, err := s.b.nouns.versions.get(ref.Path, func() (secretMeta, error) { return loadSecretMeta(ctx, s.storage, ref.Path) })
 	if err != nil {
-		return 0, err
+		return "", err
 	}
-	version := ref.Version
-	if version == 0 {
-		version = meta.newest()
+	version, err := meta.pick(ref)
+	if err != nil {
+		return "", fmt.Errorf("reading versions: %w", err)
 	}
-	if !meta.has(version) {
-		return 0, fmt.Errorf("reading versions: no such secret or version: %w", sealed.ErrNotFound)
-	}
-	return version, nil
+	return sealed.VersionNumber(version), nil
 }

@@ -148,7 +148,7 @@ func TestReplay(t *testing.T) {
 	if err != nil || row.m.ReplayOf != old.run || row.m.Requester.EntityID != "op" {
 		t.Fatalf("%+v %v", row.m, err)
 	}
-	if k, _ := row.key("LOW"); k.SourceVersion != 1 {
+	if k, _ := row.key("LOW"); k.SourceVersion != "1" {
 		t.Errorf("LOW is not pinned: %+v", k)
 	}
 	w.must("op", "secrets/ci/token", map[string]any{"value": canary + "-2"}) // rotated after the enqueue
@@ -253,24 +253,24 @@ func TestReplayPin(t *testing.T) {
 	for name, c := range map[string]struct {
 		key    sealed.ReplayKey
 		denied bool
-		pinned int
+		pinned sealed.SourceVersion
 	}{
-		"same":                     {sealed.ReplayKey{Recorded: 3, Current: 3}, false, 3},
-		"a new one at every issue": {sealed.ReplayKey{Differs: []string{sealed.ReplayFresh}}, false, 0},
-		"never got":                {sealed.ReplayKey{Differs: []string{sealed.ReplayNotUsed}, Current: 2}, false, 0},
-		"newest unknown":           {sealed.ReplayKey{Differs: []string{sealed.ReplayUnknown}, Recorded: 3}, false, 3},
-		"nothing known":            {sealed.ReplayKey{Differs: []string{sealed.ReplayUnknown}}, true, 0},
-		"rotated":                  {sealed.ReplayKey{Differs: []string{sealed.ReplayRotated}, Recorded: 3, Current: 4}, true, 0},
-		"revoked":                  {sealed.ReplayKey{Differs: []string{sealed.ReplayRevoked}, Recorded: 3, Current: 3}, true, 0},
-		"added":                    {sealed.ReplayKey{Differs: []string{sealed.ReplayKeyAdded}}, true, 0},
+		"same":                     {sealed.ReplayKey{Recorded: "3", Current: "3"}, false, "3"},
+		"a new one at every issue": {sealed.ReplayKey{Differs: []string{sealed.ReplayFresh}}, false, ""},
+		"never got":                {sealed.ReplayKey{Differs: []string{sealed.ReplayNotUsed}, Current: "2"}, false, ""},
+		"newest unknown":           {sealed.ReplayKey{Differs: []string{sealed.ReplayUnknown}, Recorded: "3"}, false, "3"},
+		"nothing known":            {sealed.ReplayKey{Differs: []string{sealed.ReplayUnknown}}, true, ""},
+		"rotated":                  {sealed.ReplayKey{Differs: []string{sealed.ReplayRotated}, Recorded: "3", Current: "4"}, true, ""},
+		"revoked":                  {sealed.ReplayKey{Differs: []string{sealed.ReplayRevoked}, Recorded: "3", Current: "3"}, true, ""},
+		"added":                    {sealed.ReplayKey{Differs: []string{sealed.ReplayKeyAdded}}, true, ""},
 	} {
 		mk := sealed.ManifestKey{Decision: sealed.Decision{Effect: sealed.EffectAllow}}
 		(&replay{}).pin(&mk, c.key)
 		if leftOut(mk) != c.denied || (mk.Decision.Effect == sealed.EffectDeny) != c.denied || mk.SourceVersion != c.pinned {
 			t.Errorf("%s: %+v", name, mk)
 		}
-		if got := pinnedRef(mk, sealed.KeyRef{Version: 9}).Version; got != c.pinned && (c.pinned != 0 || got != 9) {
-			t.Errorf("%s: reads version %d", name, got)
+		if got := pinnedRef(mk, sealed.KeyRef{Version: "9"}).Version; got != c.pinned && (c.pinned != "" || got != "9") {
+			t.Errorf("%s: reads version %s", name, got)
 		}
 	}
 }

@@ -34,12 +34,9 @@ func (s builtinSource) Mint(ctx context.Context, ref sealed.KeyRef, _ string) (M
 	if err != nil {
 		return Minted{}, err
 	}
-	version := ref.Version
-	if version == 0 {
-		version = meta.newest()
-	}
-	if !meta.has(version) {
-		return Minted{}, fmt.Errorf("reading secret: no such secret or version: %w", sealed.ErrNotFound)
+	version, err := meta.pick(ref)
+	if err != nil {
+		return Minted{}, fmt.Errorf("reading secret: %w", err)
 	}
 	var row secretRow
 	ok, err := get(ctx, s.storage, secretKey(ref.Path, version), &row)
@@ -50,7 +47,7 @@ func (s builtinSource) Mint(ctx context.Context, ref sealed.KeyRef, _ string) (M
 		clear(row.Value)
 		return Minted{}, fmt.Errorf("decoding stored %s: malformed", secretKey(ref.Path, version))
 	}
-	return Minted{Value: secret.New(row.Value), Version: version}, nil
+	return Minted{Value: secret.New(row.Value), Version: sealed.VersionNumber(version)}, nil
 }
 
 // Revoke implements Source; nothing was created upstream.

@@ -228,9 +228,9 @@ func replayTable(w io.Writer, r sealed.Replay) {
 	}
 }
 
-func versionText(n int) string {
-	if n == 0 {
+func versionText(v sealed.SourceVersion) string {
+	if v == "" {
 		return "-"
 	}
-	return strconv.Itoa(n)
+	return string(v)
 }

@@ -120,9 +120,9 @@ type KeySpec struct {
 
 // A KeyRef locates a value within a source.
 type KeyRef struct {
-	Path    string `json:"path"`
-	Field   string `json:"field,omitempty"`
-	Version int    `json:"version,omitempty"` // 0: the newest
+	Path    string        `json:"path"`
+	Field   string        `json:"field,omitempty"`
+	Version SourceVersion `json:"version,omitempty"` // none: the newest
 }
 
 // MaxProfile bounds a profile document, in bytes.
@@ -203,8 +203,11 @@ func (k *KeySpec) normalizeDefinition(field string) error {
 	if _, err := ParseName(field+".source", string(k.Source)); err != nil {
 		return err
 	}
-	if k.Ref.Path == "" || strings.Contains(k.Ref.Path, "..") || strings.HasPrefix(k.Ref.Path, "/") || k.Ref.Version < 0 {
-		return fieldErr(field+".ref", "wants a relative path without .. and a version that is not negative")
+	if k.Ref.Path == "" || strings.Contains(k.Ref.Path, "..") || strings.HasPrefix(k.Ref.Path, "/") {
+		return fieldErr(field+".ref", "wants a relative path without ..")
+	}
+	if err := k.Ref.Version.Validate(field + ".ref.version"); err != nil {
+		return err
 	}
 	if k.Risk == "" {
 		return fieldErr(field+".risk", "wants low, high or critical")

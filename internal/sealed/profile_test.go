@@ -33,7 +33,7 @@ func TestParseProfile(t *testing.T) {
 		Requesters:       Requesters{Groups: []string{"release-eng"}, Claims: map[string]string{"repository": "acme/api"}},
 		AllowedWorkflows: []string{"release", "*"}, Env: map[string]string{"LOG_LEVEL": "debug", "log_level": "x"},
 		Keys: map[KeyName]KeySpec{"GITHUB_TOKEN": {
-			Source: "vault-kv", Ref: KeyRef{Path: "ci/github", Field: "token", Version: 2}, Agents: []string{"claude-code"}, Workflows: []string{"release"}, Tags: []string{"production"},
+			Source: "vault-kv", Ref: KeyRef{Path: "ci/github", Field: "token", Version: "2"}, Agents: []string{"claude-code"}, Workflows: []string{"release"}, Tags: []string{"production"},
 			Risk: RiskHigh, Delivery: DeliveryProxy, TTL: Duration(15 * time.Minute), MaxTTL: Duration(time.Hour),
 			Bindings: []Binding{{Host: "api.github.com", Methods: []string{"GET"}, Paths: []string{"/repos/acme/**"}, Header: "Authorization", Format: "Bearer {}"}},
 		}},
@@ -102,7 +102,7 @@ func TestParseProfileRefuses(t *testing.T) {
 		"no ref":              {`{"name":"p","level":"user","keys":{"TOKEN":{"source":"kv","risk":"low","delivery":"env"}}}`, "keys.TOKEN.ref"},
 		"ref absolute":        {`{"name":"p","level":"user","keys":{"TOKEN":{"source":"kv","ref":{"path":"/sys/raw"}}}}`, "keys.TOKEN.ref"},
 		"ref dots":            {`{"name":"p","level":"user","keys":{"TOKEN":{"source":"kv","ref":{"path":"a/../sys"}}}}`, "keys.TOKEN.ref"},
-		"ref version":         {`{"name":"p","level":"user","keys":{"TOKEN":{"source":"kv","ref":{"path":"a","version":-1}}}}`, "keys.TOKEN.ref"},
+		"ref version":         {`{"name":"p","level":"user","keys":{"TOKEN":{"source":"kv","ref":{"path":"a","version":-1}}}}`, "keys.TOKEN.ref.version"},
 		"agent star":          {key(`,"agents":["*"],"risk":"low","delivery":"env"`), "keys.TOKEN.agents"},
 		"agent name":          {key(`,"agents":["Claude"],"risk":"low","delivery":"env"`), "keys.TOKEN.agents"},
 		"key workflow":        {key(`,"workflows":["../x"],"risk":"low","delivery":"env"`), "keys.TOKEN.workflows"},
@@ -216,7 +216,7 @@ func TestKeySpecDigest(t *testing.T) {
 	base := KeySpec{Source: "kv", Ref: KeyRef{Path: "a"}, Risk: RiskLow, Delivery: DeliveryProxy, Bindings: []Binding{binding(nil)}}
 	seen := map[Digest]string{base.Digest(): "base"}
 	for name, change := range map[string]func(*KeySpec){
-		"source": func(k *KeySpec) { k.Source = "x" }, "path": func(k *KeySpec) { k.Ref.Path = "b" }, "field": func(k *KeySpec) { k.Ref.Field = "f" }, "version": func(k *KeySpec) { k.Ref.Version = 1 },
+		"source": func(k *KeySpec) { k.Source = "x" }, "path": func(k *KeySpec) { k.Ref.Path = "b" }, "field": func(k *KeySpec) { k.Ref.Field = "f" }, "version": func(k *KeySpec) { k.Ref.Version = "1" },
 		"agents": func(k *KeySpec) { k.Agents = []string{"a"} }, "risk": func(k *KeySpec) { k.Risk = RiskHigh }, "delivery": func(k *KeySpec) { k.Delivery = DeliveryEnv },
 		"bindings": func(k *KeySpec) { k.Bindings = nil }, "ttl": func(k *KeySpec) { k.TTL = 1 }, "max": func(k *KeySpec) { k.MaxTTL = 1 }, "weak": func(k *KeySpec) { k.AllowWeak = true },
 		"requesters": func(k *KeySpec) { k.Requesters.Groups = []string{"g"} }, "workflows": func(k *KeySpec) { k.Workflows = []string{"w"} }, "tags": func(k *KeySpec) { k.Tags = []string{"t"} },

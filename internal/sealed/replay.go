@@ -53,7 +53,7 @@ func ParseReplaySpec(data []byte) (ReplaySpec, error) {
 }
 
 // A Replay tells how a replay stands to the old run. No value is compared, only
-// names, digests and numbers of versions.
+// names, digests and versions.
 type Replay struct {
 	Of           RunID       `json:"of"`
 	As           string      `json:"as"`
@@ -70,9 +70,9 @@ type ReplayKey struct {
 	// Differs is empty when the key is as it was. Fresh, unknown and not_used
 	// are not differences but what can't be compared.
 	Differs []string `json:"differs,omitempty"`
-	// Recorded and Current are versions of the value at its source; 0: unknown.
-	Recorded int      `json:"recorded,omitempty"`
-	Current  int      `json:"current,omitempty"`
-	Effect   Effect   `json:"effect"` // of the decision for the new run
-	Reasons  []Reason `json:"reasons,omitempty"`
+	// Recorded and Current are versions of the value at its source.
+	Recorded SourceVersion `json:"recorded,omitempty"`
+	Current  SourceVersion `json:"current,omitempty"`
+	Effect   Effect        `json:"effect"` // of the decision for the new run
+	Reasons  []Reason      `json:"reasons,omitempty"`
 }

@@ -191,9 +191,9 @@ type ManifestKey struct {
 	Bindings   []Binding    `json:"bindings,omitempty"`
 	Decision   Decision     `json:"decision"`
 	Approval   ApprovalID   `json:"approval,omitempty"`
-	// SourceVersion pins the version of the value, for a replay; 0: as the
+	// SourceVersion pins the version of the value, for a replay; none: as the
 	// profile says.
-	SourceVersion int `json:"source_version,omitempty"`
+	SourceVersion SourceVersion `json:"source_version,omitempty"`
 }
 
 // MarshalManifest returns the manifest's bytes and digest.

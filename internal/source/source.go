@@ -32,16 +32,25 @@ type Minted struct {
 	Handle string
 	TTL    time.Duration // 0: the source sets no limit
 	Max    time.Duration // what renewing can reach, since the mint; 0: it can't be renewed
-	// Version is the number of the version that was read, where the upstream
-	// keeps versions by number; else 0.
-	Version int
+	// Version is the version that was read, where the upstream tells one.
+	Version sealed.SourceVersion
 }
 
 // Unversioned refuses a reference to a version where the upstream keeps none.
 // The error matches sealed.ErrInvalid.
 func Unversioned(ref sealed.KeyRef) error {
-	if ref.Version != 0 {
-		return &sealed.FieldError{Field: "ref.version", Reason: "this kind of source keeps no versions by number"}
+	if ref.Version != "" {
+		return &sealed.FieldError{Field: "ref.version", Reason: "this kind of source keeps no versions"}
+	}
+	return nil
+}
+
+// SameVersion is for an upstream that hands out only the newest version of a
+// value: it refuses a reference to another one than got. The error matches
+// sealed.ErrNotFound and sealed.ErrUnavailable.
+func SameVersion(ref sealed.KeyRef, got sealed.SourceVersion) error {
+	if ref.Version != "" && ref.Version != got {
+		return fmt.Errorf("the pinned version is not the current one: %w: %w", sealed.ErrNotFound, sealed.ErrUnavailable)
 	}
 	return nil
 }

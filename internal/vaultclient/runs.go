@@ -79,15 +79,15 @@ type RunChange struct {
 
 // A RunGrant is one credential that a run was issued. It holds no value.
 type RunGrant struct {
-	ID        sealed.GrantID    `json:"id"`
-	Key       sealed.KeyName    `json:"key"`
-	State     string            `json:"state"`
-	Outcome   string            `json:"outcome,omitempty"`
-	Delivery  sealed.Delivery   `json:"delivery"`
-	Approval  sealed.ApprovalID `json:"approval,omitempty"`
-	Version   int               `json:"version,omitempty"` // of the value at its source; 0: not known
-	CreatedAt time.Time         `json:"created_at"`
-	ChangedAt time.Time         `json:"changed_at"`
+	ID        sealed.GrantID       `json:"id"`
+	Key       sealed.KeyName       `json:"key"`
+	State     string               `json:"state"`
+	Outcome   string               `json:"outcome,omitempty"`
+	Delivery  sealed.Delivery      `json:"delivery"`
+	Approval  sealed.ApprovalID    `json:"approval,omitempty"`
+	Version   sealed.SourceVersion `json:"version,omitempty"` // of the value at its source
+	CreatedAt time.Time            `json:"created_at"`
+	ChangedAt time.Time            `json:"changed_at"`
 }
 
 // Enqueue asks for a run. Calling it again with the same idempotency key

@@ -4,15 +4,16 @@
 // # References
 //
 // A reference is the name of a secret, after the source's prefix, with
-// "?stage=AWSPREVIOUS" for a stage other than AWSCURRENT or "?version=ID" to pin
-// a version. Its field is a key of the JSON object that the secret holds, or
+// "?stage=AWSPREVIOUS" for a stage other than AWSCURRENT. A version is pinned by
+// its id, in the reference's version or as "?version=ID". Its field is a key of the JSON object that the secret holds, or
 // empty for the whole secret, text or binary.
 //
 // The credential is {"access_key_id": …, "secret_access_key": …,
 // "session_token": …} or, with the method web_identity, a JWT that AWS STS takes
 // for the role; whoever issues the JWT has to write a new one before it ends.
 // The identity needs secretsmanager:GetSecretValue on the secrets, and
-// secretsmanager:DescribeSecret for a health check that tells more.
+// secretsmanager:DescribeSecret to tell the newest version and for a health
+// check that tells more.
 //
 // # Guarantee
 //
@@ -157,26 +158,24 @@ func (s *Source) Mint(ctx context.Context, ref sealed.KeyRef, _ string) (source.
 		return source.Minted{}, fmt.Errorf("reading secret: %w", kindOf(err))
 	}
 	defer clear(out.SecretBinary)
+	version := sealed.SourceVersion(aws.ToString(out.VersionId))
 	switch {
-	case aws.ToString(out.Name) != *in.SecretId,
+	case aws.ToString(out.Name) != *in.SecretId, version.Validate("version") != nil,
 		in.VersionId != nil && aws.ToString(out.VersionId) != *in.VersionId,
 		in.VersionStage != nil && !slices.Contains(out.VersionStages, *in.VersionStage):
 		return source.Minted{}, fmt.Errorf("reading secret: the answer is about another one: %w", sealed.ErrUnavailable)
 	case ref.Field != "":
 		value, err := field(aws.ToString(out.SecretString), ref.Field)
-		return source.Minted{Value: value}, err
+		return source.Minted{Value: value, Version: version}, err
 	case out.SecretString != nil && *out.SecretString != "":
-		return source.Minted{Value: secret.New([]byte(*out.SecretString))}, nil
+		return source.Minted{Value: secret.New([]byte(*out.SecretString)), Version: version}, nil
 	case len(out.SecretBinary) > 0:
-		return source.Minted{Value: secret.New(bytes.Clone(out.SecretBinary))}, nil
+		return source.Minted{Value: secret.New(bytes.Clone(out.SecretBinary)), Version: version}, nil
 	}
 	return source.Minted{}, fmt.Errorf("reading secret: empty: %w", sealed.ErrUnavailable)
 }
 
 func (s *Source) input(ref sealed.KeyRef) (*secretsmanager.GetSecretValueInput, error) {
-	if err := source.Unversioned(ref); err != nil {
-		return nil, err
-	}
 	name, params, err := source.SplitRef(ref.Path, "stage", "version")
 	if err != nil {
 		return nil, err
@@ -186,7 +185,11 @@ func (s *Source) input(ref sealed.KeyRef) (*secretsmanager.GetSecretValueInput, 
 	}
 	in := &secretsmanager.GetSecretValueInput{SecretId: aws.String(s.prefix + name)}
 	stage, version := params["stage"], params["version"]
-	switch {
+	switch pinned := string(ref.Version); {
+	case pinned != "" && (!versionRE.MatchString(pinned) || (version != "" && version != pinned)):
+		return nil, &sealed.FieldError{Field: "ref.version", Reason: "wants the id of a version, and the same as in the path"}
+	case pinned != "":
+		in.VersionId = &pinned
 	case params == nil:
 		in.VersionStage = aws.String("AWSCURRENT")
 	case stage != "" && version == "" && stageRE.MatchString(stage):
@@ -197,6 +200,34 @@ func (s *Source) input(ref sealed.KeyRef) (*secretsmanager.GetSecretValueInput, 
 		return nil, &sealed.FieldError{Field: "ref.path", Reason: "wants either stage or version"}
 	}
 	return in, nil
+}
+
+// Newest is the id of the version that ref means now: of its stage, or the
+// pinned one while it has a stage. It reads no value. The error is as of Mint.
+func (s *Source) Newest(ctx context.Context, ref sealed.KeyRef) (sealed.SourceVersion, error) {
+	in, err := s.input(ref)
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, source.Timeout)
+	defer cancel()
+	out, err := s.client.DescribeSecret(ctx, &secretsmanager.DescribeSecretInput{SecretId: in.SecretId})
+	if err != nil {
+		return "", fmt.Errorf("reading versions: %w", kindOf(err))
+	}
+	if aws.ToString(out.Name) != *in.SecretId {
+		return "", fmt.Errorf("reading versions: the answer is about another one: %w", sealed.ErrUnavailable)
+	}
+	for id, stages := range out.VersionIdsToStages {
+		if id == aws.ToString(in.VersionId) || (in.VersionStage != nil && slices.Contains(stages, *in.VersionStage)) {
+			version := sealed.SourceVersion(id)
+			if version.Validate("version") != nil {
+				return "", fmt.Errorf("reading versions: malformed: %w", sealed.ErrUnavailable)
+			}
+			return version, nil
+		}
+	}
+	return "", fmt.Errorf("reading versions: no such version: %w: %w", sealed.ErrNotFound, sealed.ErrUnavailable)
 }
 
 // field picks a key of a secret that holds a JSON object.

@@ -62,7 +62,7 @@ func TestConformance(t *testing.T) {
 			c.Ref, c.Want = sealed.KeyRef{Path: "ci/github"}, "the-current-value"
 			c.BadRefs = []sealed.KeyRef{
 				{Path: "arn:aws:secretsmanager:eu-central-1:1:secret:x"}, {Path: "a b"}, {Path: "a?stage=x&version=" + oldID}, {Path: "a?x=y"}, {Path: "a?version=short"},
-				{Path: "a?stage="}, {Path: "ci/github", Version: 1}, {Path: strings.Repeat("a", 600)},
+				{Path: "a?stage="}, {Path: "ci/github", Version: "1"}, {Path: "ci/github?version=" + oldID, Version: "00000000-0000-0000-0000-000000000000"}, {Path: strings.Repeat("a", 600)},
 			}
 			sourcetest.Run(t, c)
 		})
@@ -99,6 +99,8 @@ func TestStagesAndVersions(t *testing.T) {
 		{sealed.KeyRef{Path: "ci/github?stage=AWSPREVIOUS"}, "the-previous-value", nil},
 		{sealed.KeyRef{Path: "ci/github?stage=blue"}, "the-current-value", nil},
 		{sealed.KeyRef{Path: "ci/github?version=" + oldID}, "the-previous-value", nil},
+		{sealed.KeyRef{Path: "ci/github", Version: oldID}, "the-previous-value", nil},
+		{sealed.KeyRef{Path: "ci/github?stage=AWSCURRENT", Version: oldID}, "the-previous-value", nil},
 		{sealed.KeyRef{Path: "ci/github?stage=none"}, "", sealed.ErrNotFound},
 		{sealed.KeyRef{Path: "ci/none"}, "", sealed.ErrNotFound},
 		{sealed.KeyRef{Path: "json", Field: "password"}, "the-password", nil},

@@ -70,7 +70,11 @@ func (d *double) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case !ok:
 		fail(http.StatusBadRequest, "ResourceNotFoundException")
 	case target == "secretsmanager.DescribeSecret":
-		d.send(w, http.StatusOK, map[string]any{"Name": in.SecretId})
+		stages := map[string][]string{}
+		for _, v := range versions {
+			stages[v.id] = v.stages
+		}
+		d.send(w, http.StatusOK, map[string]any{"Name": in.SecretId, "VersionIdsToStages": stages})
 	case target == "secretsmanager.GetSecretValue":
 		for _, v := range versions {
 			if (in.VersionId != "" && v.id != in.VersionId) || (in.VersionStage != "" && !slices.Contains(v.stages, in.VersionStage)) {

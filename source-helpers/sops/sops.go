@@ -23,11 +23,15 @@
 //
 // A MAC proves that somebody with the data key wrote the file, not who: whoever
 // can write files there and knows a public key can replace one. SOPS keeps no
-// versions, so none can be pinned, and a value that was read can't be un-issued.
+// versions: the version of a value is the digest of its whole file, and a
+// reference that pins another one is refused. A value that was read can't be
+// un-issued.
 package sops
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -82,14 +86,11 @@ func Open(cfg sealed.SourceConfig, root string, credential *secret.Value) (*Sour
 // sealed.ErrInvalid for a reference that can't be one, else
 // sealed.ErrUnavailable, and sealed.ErrNotFound too when the file is not there.
 func (s *Source) Mint(_ context.Context, ref sealed.KeyRef, _ string) (source.Minted, error) {
-	if err := source.Unversioned(ref); err != nil {
-		return source.Minted{}, err
-	}
 	steps, err := parseField(ref.Field)
 	if err != nil {
 		return source.Minted{}, err
 	}
-	raw, err := s.read(ref.Path)
+	raw, version, err := s.pinned(ref)
 	if err != nil {
 		return source.Minted{}, err
 	}
@@ -97,7 +98,30 @@ func (s *Source) Mint(_ context.Context, ref sealed.KeyRef, _ string) (source.Mi
 	if err != nil {
 		return source.Minted{}, fmt.Errorf("reading file: %w", err)
 	}
-	return source.Minted{Value: secret.New([]byte(value))}, nil
+	return source.Minted{Value: secret.New([]byte(value)), Version: version}, nil
+}
+
+// Newest is the digest of the file, "sha256:" and hex. It needs no key. The
+// error is as of Mint.
+func (s *Source) Newest(_ context.Context, ref sealed.KeyRef) (sealed.SourceVersion, error) {
+	if _, err := parseField(ref.Field); err != nil {
+		return "", err
+	}
+	_, version, err := s.pinned(ref)
+	return version, err
+}
+
+// pinned reads a file and refuses one of another version than ref pins.
+func (s *Source) pinned(ref sealed.KeyRef) (raw []byte, version sealed.SourceVersion, err error) {
+	if raw, err = s.read(ref.Path); err != nil {
+		return nil, "", err
+	}
+	sum := sha256.Sum256(raw)
+	version = sealed.SourceVersion("sha256:" + hex.EncodeToString(sum[:]))
+	if err := source.SameVersion(ref, version); err != nil {
+		return nil, "", fmt.Errorf("reading file: %w", err)
+	}
+	return raw, version, nil
 }
 
 // Check reports whether the directory is there. It reads no file.

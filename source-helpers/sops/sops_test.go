@@ -160,8 +160,42 @@ func TestFormats(t *testing.T) {
 			t.Errorf("%s %s: %q, %v", tt.path, tt.field, got, err)
 		}
 	}
-	if _, err := p.Mint(t.Context(), sealed.KeyRef{Path: "ci/a.yaml", Field: "token", Version: 1}, ""); !errors.Is(err, sealed.ErrInvalid) {
+}
+
+// The version of a value is its file's.
+func TestVersion(t *testing.T) {
+	p := newPlace(t)
+	write := func(plain string) { p.write("a.yaml", encrypt(t, "a.yaml", plain, p.id.Recipient().String(), nil)) }
+	write(plainYAML)
+	ref := sealed.KeyRef{Path: "a.yaml", Field: "token"}
+	first, err := p.Mint(t.Context(), ref, "")
+	if err != nil || first.Version.Validate("version") != nil || first.Version == "" {
+		t.Fatal(first.Version, err)
+	}
+	pinned := ref
+	pinned.Version = first.Version
+	for _, r := range []sealed.KeyRef{ref, pinned} {
+		if v, err := p.Newest(t.Context(), r); v != first.Version || err != nil {
+			t.Errorf("%+v: %s %v", r, v, err)
+		}
+	}
+	if m, err := p.Mint(t.Context(), pinned, ""); m.Value == nil || err != nil {
 		t.Error(err)
+	}
+	write(plainYAML)
+	if v, err := p.Newest(t.Context(), ref); v == first.Version || v == "" || err != nil {
+		t.Errorf("after a change: %s %v", v, err)
+	}
+	if v, err := p.Newest(t.Context(), pinned); v != "" || !errors.Is(err, sealed.ErrNotFound) {
+		t.Errorf("the old one: %s %v", v, err)
+	}
+	if m, err := p.Mint(t.Context(), pinned, ""); m.Value != nil || !errors.Is(err, sealed.ErrNotFound) {
+		t.Errorf("the old one: %v", err)
+	}
+	for path, want := range map[string]error{"none.yaml": sealed.ErrNotFound, "../a.yaml": sealed.ErrInvalid} {
+		if v, err := p.Newest(t.Context(), sealed.KeyRef{Path: path, Field: "token"}); v != "" || !errors.Is(err, want) {
+			t.Errorf("%s: %s %v", path, v, err)
+		}
 	}
 }
 

@@ -11,7 +11,8 @@
 // login lasts as long as its answer says and is then made again.
 //
 // A reference is the id of a secret; its field is "value" (or empty) or "note".
-// Secrets Manager keeps no versions by number, so none can be pinned.
+// Secrets Manager keeps the newest value only: its version is the time of the
+// last change, and a reference that pins another one is refused.
 //
 // # Guarantee
 //
@@ -94,39 +95,62 @@ func Open(cfg sealed.SourceConfig, credential *secret.Value, now func() time.Tim
 // that can't be one, else sealed.ErrUnavailable, and sealed.ErrNotFound too
 // when the secret is not there.
 func (s *Source) Mint(ctx context.Context, ref sealed.KeyRef, _ string) (source.Minted, error) {
-	if err := checkRef(ref); err != nil {
-		return source.Minted{}, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, source.Timeout)
-	defer cancel()
-	in, err := s.login(ctx)
+	got, key, err := s.read(ctx, ref)
 	if err != nil {
 		return source.Minted{}, err
 	}
-	var answer struct {
-		ID           string `json:"id"`
-		Organization string `json:"organizationId"`
-		Value        string `json:"value"`
-		Note         string `json:"note"`
-	}
-	if err := s.get(ctx, in, "secrets/"+ref.Path, &answer); err != nil {
-		return source.Minted{}, fmt.Errorf("reading secret: %w", err)
-	}
-	if answer.ID != ref.Path || answer.Organization != s.organization {
-		return source.Minted{}, fmt.Errorf("reading secret: the answer is about another one: %w", sealed.ErrUnavailable)
-	}
-	enc := answer.Value
+	enc := got.Value
 	if ref.Field == "note" {
-		enc = answer.Note
+		enc = got.Note
 	}
-	plain, err := decrypt(in.key, enc)
+	plain, err := decrypt(key, enc)
 	if err != nil {
 		return source.Minted{}, fmt.Errorf("reading secret: %w", err)
 	}
 	if len(plain) == 0 {
 		return source.Minted{}, fmt.Errorf("reading secret: empty: %w", sealed.ErrUnavailable)
 	}
-	return source.Minted{Value: secret.New(plain)}, nil
+	return source.Minted{Value: secret.New(plain), Version: got.Revision}, nil
+}
+
+// Newest is the time of a secret's last change in any field, as the service
+// spells it. The secret is read for it, and not decrypted. The error is as of
+// Mint.
+func (s *Source) Newest(ctx context.Context, ref sealed.KeyRef) (sealed.SourceVersion, error) {
+	got, _, err := s.read(ctx, ref)
+	return got.Revision, err
+}
+
+// An encrypted secret, as the service sends it.
+type encrypted struct {
+	ID           string               `json:"id"`
+	Organization string               `json:"organizationId"`
+	Value        string               `json:"value"`
+	Note         string               `json:"note"`
+	Revision     sealed.SourceVersion `json:"revisionDate"`
+}
+
+// read fetches a secret and the key that opens it.
+func (s *Source) read(ctx context.Context, ref sealed.KeyRef) (got encrypted, key *secret.Value, err error) {
+	if err := checkRef(ref); err != nil {
+		return encrypted{}, nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, source.Timeout)
+	defer cancel()
+	in, err := s.login(ctx)
+	if err != nil {
+		return encrypted{}, nil, err
+	}
+	if err := s.get(ctx, in, "secrets/"+ref.Path, &got); err != nil {
+		return encrypted{}, nil, fmt.Errorf("reading secret: %w", err)
+	}
+	if got.ID != ref.Path || got.Organization != s.organization || got.Revision.Validate("revisionDate") != nil {
+		return encrypted{}, nil, fmt.Errorf("reading secret: the answer is about another one, or malformed: %w", sealed.ErrUnavailable)
+	}
+	if err := source.SameVersion(ref, got.Revision); err != nil {
+		return encrypted{}, nil, fmt.Errorf("reading secret: %w", err)
+	}
+	return got, in.key, nil
 }
 
 // Check reports whether the credential logs in to the organization and its key
@@ -154,7 +178,7 @@ func checkRef(ref sealed.KeyRef) error {
 	if ref.Field != "" && ref.Field != "value" && ref.Field != "note" {
 		return &sealed.FieldError{Field: "ref.field", Reason: "wants value or note"}
 	}
-	return source.Unversioned(ref)
+	return nil
 }
 
 func (s *Source) get(ctx context.Context, in session, path string, out any) error {

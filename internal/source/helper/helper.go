@@ -66,7 +66,16 @@ func (h *Helped) Mint(ctx context.Context, ref sealed.KeyRef, handle string) (so
 	if len(out.Value) == 0 {
 		return source.Minted{}, fmt.Errorf("calling the helper: it gave no value: %w", sealed.ErrUnavailable)
 	}
-	return source.Minted{Value: secret.New(out.Value), Handle: out.Handle, TTL: out.TTL, Max: out.Max}, nil
+	return source.Minted{Value: secret.New(out.Value), Handle: out.Handle, TTL: out.TTL, Max: out.Max, Version: out.Version}, nil
+}
+
+// Newest implements the engine's Versioned.
+func (h *Helped) Newest(ctx context.Context, ref sealed.KeyRef) (sealed.SourceVersion, error) {
+	out, err := h.call(ctx, "Newest", request{Ref: ref})
+	if err != nil {
+		return "", err
+	}
+	return out.Version, nil
 }
 
 // Renew implements the engine's Renewer.
@@ -116,6 +125,10 @@ func (h *Helped) call(ctx context.Context, method string, r request) (answer, er
 	h.end(p, err)
 	if err != nil {
 		return answer{}, fromStatus(err)
+	}
+	if out.Version.Validate("version") != nil {
+		clear(out.Value)
+		return answer{}, fmt.Errorf("calling the helper: malformed version: %w", sealed.ErrUnavailable)
 	}
 	return out, nil
 }

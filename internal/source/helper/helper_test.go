@@ -80,7 +80,14 @@ func (f fake) Mint(ctx context.Context, ref sealed.KeyRef, _ string) (source.Min
 	case "foreign":
 		return source.Minted{}, errors.New(canary)
 	}
-	return source.Minted{Value: secret.New([]byte(value))}, nil
+	return source.Minted{Value: secret.New([]byte(value)), Version: sealed.SourceVersion(ref.Field)}, nil
+}
+
+func (fake) Newest(_ context.Context, ref sealed.KeyRef) (sealed.SourceVersion, error) {
+	if ref.Path == "none" {
+		return "", fmt.Errorf("reading: %w: %w", sealed.ErrNotFound, sealed.ErrUnavailable)
+	}
+	return sealed.SourceVersion(ref.Field), nil
 }
 
 // self is the test's own program and its hash.
@@ -172,6 +179,21 @@ func TestCalls(t *testing.T) {
 	for path, want := range map[string]error{"big": sealed.ErrUnavailable, "": sealed.ErrUnavailable, "bad": sealed.ErrInvalid, "none": sealed.ErrNotFound, "foreign": sealed.ErrUnavailable} {
 		if got, err := take(t, h, path); !errors.Is(err, want) || got != "" || strings.Contains(err.Error(), "canary") {
 			t.Errorf("%s: %d bytes, %v", path, len(got), err)
+		}
+	}
+	for ref, want := range map[sealed.KeyRef]struct {
+		version sealed.SourceVersion
+		err     error
+	}{
+		{Path: "pid", Field: "v-7"}: {"v-7", nil}, {Path: "pid"}: {"", nil},
+		{Path: "none"}: {"", sealed.ErrNotFound}, {Path: "pid", Field: "a b"}: {"", sealed.ErrUnavailable},
+	} {
+		if got, err := h.Newest(t.Context(), ref); got != want.version || !errors.Is(err, want.err) {
+			t.Errorf("newest of %+v: %q, %v", ref, got, err)
+		}
+		m, err := h.Mint(t.Context(), ref, "")
+		if m.Version != want.version || !errors.Is(err, want.err) || (err != nil) != (m.Value == nil) {
+			t.Errorf("%+v: version %q, %v", ref, m.Version, err)
 		}
 	}
 	if h.Revocable() || h.Revoke(t.Context(), "") != nil {

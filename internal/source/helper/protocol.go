@@ -12,7 +12,7 @@
 // HashiCorp's go-plugin over gRPC on a Unix socket in a private directory, with
 // mutual TLS between exactly these two processes (AutoMTLS). One service,
 // sealed.source.v1.Helper, has the methods Configure, Health, Prepare, Mint,
-// Renew and Revoke; each takes and returns a google.protobuf.BytesValue that
+// Newest, Renew and Revoke; each takes and returns a google.protobuf.BytesValue that
 // holds JSON (request, answer). Configure comes first, once per process, with
 // the source's login.
 //
@@ -78,12 +78,16 @@ type answer struct {
 	Value  []byte        `json:"value,omitempty"`
 	TTL    time.Duration `json:"ttl,omitempty"`
 	Max    time.Duration `json:"max,omitempty"`
+	// Version is of the value, or the newest.
+	Version sealed.SourceVersion `json:"version,omitempty"`
 }
 
 // A Source is what a helper serves.
 type Source interface {
 	Prepare(ctx context.Context, ref sealed.KeyRef) (handle string, err error)
 	Mint(ctx context.Context, ref sealed.KeyRef, handle string) (source.Minted, error)
+	// Newest is the newest version, or the one that ref pins; none: not told.
+	Newest(ctx context.Context, ref sealed.KeyRef) (sealed.SourceVersion, error)
 	Renew(ctx context.Context, handle string) (time.Duration, error)
 	Revoke(ctx context.Context, handle string) error
 	Check(ctx context.Context) error

@@ -69,6 +69,10 @@ func methods() map[string]func(*server, context.Context, request) (answer, error
 			return answer{Handle: handle}, err
 		}),
 		"Mint": with(mint),
+		"Newest": with(func(ctx context.Context, s Source, r request) (answer, error) {
+			v, err := s.Newest(ctx, r.Ref)
+			return answer{Version: v}, err
+		}),
 		"Renew": with(func(ctx context.Context, s Source, r request) (answer, error) {
 			ttl, err := s.Renew(ctx, r.Handle)
 			return answer{TTL: ttl}, err
@@ -115,7 +119,7 @@ func mint(ctx context.Context, s Source, r request) (out answer, err error) {
 		return answer{}, err
 	}
 	defer m.Value.Destroy()
-	out = answer{Handle: m.Handle, TTL: m.TTL, Max: m.Max}
+	out = answer{Handle: m.Handle, TTL: m.TTL, Max: m.Max, Version: m.Version}
 	return out, m.Value.Reveal(func(b []byte) error {
 		out.Value = append([]byte(nil), b...)
 		return nil

@@ -85,38 +85,63 @@ type field struct {
 // that can't be one, else sealed.ErrUnavailable, and sealed.ErrNotFound too
 // when the item or its pinned version is not there.
 func (s *Source) Mint(ctx context.Context, ref sealed.KeyRef, _ string) (source.Minted, error) {
-	if err := checkRef(ref); err != nil {
+	it, err := s.item(ctx, ref)
+	if err != nil {
 		return source.Minted{}, err
+	}
+	defer it.wipe()
+	value, err := it.pick(ref.Field)
+	if err != nil {
+		return source.Minted{}, fmt.Errorf("reading item: %w", err)
+	}
+	return source.Minted{Value: value, Version: sealed.VersionNumber(it.Version)}, nil
+}
+
+// Newest is the version of an item, which counts its changes in any field. The
+// API has no way to ask for it alone: the item is read, and wiped. The error is
+// as of Mint.
+func (s *Source) Newest(ctx context.Context, ref sealed.KeyRef) (sealed.SourceVersion, error) {
+	it, err := s.item(ctx, ref)
+	if err != nil {
+		return "", err
+	}
+	it.wipe()
+	return sealed.VersionNumber(it.Version), nil
+}
+
+// item reads the item that ref means; the caller wipes it.
+func (s *Source) item(ctx context.Context, ref sealed.KeyRef) (item, error) {
+	if err := checkRef(ref); err != nil {
+		return item{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, source.Timeout)
 	defer cancel()
 	vault, err := s.find(ctx, "v1/vaults", "name", s.vault)
 	if err != nil {
-		return source.Minted{}, fmt.Errorf("finding vault: %w", err)
+		return item{}, fmt.Errorf("finding vault: %w", err)
 	}
 	items := "v1/vaults/" + vault + "/items"
 	id, err := s.find(ctx, items, "title", ref.Path)
 	if err != nil {
-		return source.Minted{}, fmt.Errorf("finding item: %w", err)
+		return item{}, fmt.Errorf("finding item: %w", err)
 	}
 	var it item
 	if err := s.get(ctx, source.Request{Path: items + "/" + id}, &it); err != nil {
-		return source.Minted{}, fmt.Errorf("reading item: %w", err)
+		return item{}, fmt.Errorf("reading item: %w", err)
 	}
-	defer it.wipe()
 	switch {
 	case it.ID != id || it.Vault.ID != vault:
-		return source.Minted{}, fmt.Errorf("reading item: the answer is about another one: %w", sealed.ErrUnavailable)
+		err = fmt.Errorf("the answer is about another one: %w", sealed.ErrUnavailable)
 	case it.State != "":
-		return source.Minted{}, fmt.Errorf("reading item: archived or deleted: %w: %w", sealed.ErrNotFound, sealed.ErrUnavailable)
-	case ref.Version > 0 && ref.Version != it.Version:
-		return source.Minted{}, fmt.Errorf("reading item: the pinned version is not the current one: %w: %w", sealed.ErrNotFound, sealed.ErrUnavailable)
+		err = fmt.Errorf("archived or deleted: %w: %w", sealed.ErrNotFound, sealed.ErrUnavailable)
+	default:
+		err = source.SameVersion(ref, sealed.VersionNumber(it.Version))
 	}
-	value, err := it.pick(ref.Field)
 	if err != nil {
-		return source.Minted{}, fmt.Errorf("reading item: %w", err)
+		it.wipe()
+		return item{}, fmt.Errorf("reading item: %w", err)
 	}
-	return source.Minted{Value: value}, nil
+	return it, nil
 }
 
 // Check reports whether the token sees the vault. It reads no item.

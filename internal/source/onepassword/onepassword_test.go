@@ -94,7 +94,7 @@ func TestFields(t *testing.T) {
 			err  error
 		}{
 			{sealed.KeyRef{Path: itemID}, "the-password-of-it", nil},
-			{sealed.KeyRef{Path: "GitHub/CI", Field: "password", Version: 3}, "the-password-of-it", nil},
+			{sealed.KeyRef{Path: "GitHub/CI", Field: "password", Version: "3"}, "the-password-of-it", nil},
 			{sealed.KeyRef{Path: "GitHub/CI", Field: "username"}, "bot", nil},
 			{sealed.KeyRef{Path: "GitHub/CI", Field: "prod/token"}, "token-of-prod", nil},
 			{sealed.KeyRef{Path: "GitHub/CI", Field: "s2/f2"}, "token-of-test", nil},
@@ -103,7 +103,7 @@ func TestFields(t *testing.T) {
 			{sealed.KeyRef{Path: "GitHub/CI", Field: "none"}, "", sealed.ErrUnavailable},
 			{sealed.KeyRef{Path: "GitHub/CI", Field: "empty"}, "", sealed.ErrUnavailable},
 			{sealed.KeyRef{Path: "GitHub/CI", Field: "number"}, "", sealed.ErrUnavailable},
-			{sealed.KeyRef{Path: "GitHub/CI", Version: 2}, "", sealed.ErrNotFound},
+			{sealed.KeyRef{Path: "GitHub/CI", Version: "2"}, "", sealed.ErrNotFound},
 			{sealed.KeyRef{Path: "github/ci"}, "", sealed.ErrNotFound},
 			{sealed.KeyRef{Path: strings.Repeat("a", 26)}, "", sealed.ErrNotFound},
 		} {

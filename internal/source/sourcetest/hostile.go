@@ -147,8 +147,8 @@ func trickle(typ string) func(http.ResponseWriter, *http.Request, *httptest.Resp
 	}
 }
 
-// survive lets one call of a mint go wrong and says what the source did wrong.
-func (c Case) survive(h behavior, step int) string {
+// survive lets one call of a use go wrong and says what the source did wrong.
+func (c Case) survive(use use, h behavior, step int) string {
 	trapped := &counter{serve: func(_ int, w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) }}
 	trap, _ := start(trapped)
 	defer trap.Close()
@@ -170,7 +170,7 @@ func (c Case) survive(h behavior, step int) string {
 		return "opening: " + err.Error()
 	}
 	begun := time.Now()
-	m, err := get(context.Background(), s, c.Ref)
+	gave, err := use(context.Background(), s, c.Ref)
 	took := time.Since(begun)
 	calls, last := n.seen()
 	switch traps, _ := trapped.seen(); {
@@ -178,7 +178,7 @@ func (c Case) survive(h behavior, step int) string {
 		return "the redirect was followed"
 	case err == nil && !h.harmless:
 		return "it gave a value"
-	case err != nil && (!errors.Is(err, sealed.ErrUnavailable) || m.Value != nil):
+	case err != nil && (!errors.Is(err, sealed.ErrUnavailable) || gave):
 		return fmt.Sprintf("the error is %v", err)
 	case err != nil && strings.Contains(err.Error(), "canary"):
 		return "the error shows what the upstream sent"

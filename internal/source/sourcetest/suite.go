@@ -67,9 +67,31 @@ func Run(t *testing.T, c Case) {
 func (c Case) Violations(t testing.TB) []string {
 	t.Helper()
 	out := c.contract(t)
-	steps := c.steps(t)
+	for name, use := range map[string]use{"": mints, "newest version: ": tells} {
+		for _, v := range c.hostilities(t, use) {
+			out = append(out, name+v)
+		}
+	}
+	return append(out, c.strangers()...)
+}
+
+// A use of a source says whether it gave anything.
+type use func(ctx context.Context, s Source, ref sealed.KeyRef) (gave bool, err error)
+
+func mints(ctx context.Context, s Source, ref sealed.KeyRef) (bool, error) {
+	m, err := get(ctx, s, ref)
+	return m.Value != nil, err
+}
+
+// hostilities checks a use with upstreams that do not behave.
+func (c Case) hostilities(t testing.TB, use use) (out []string) {
+	t.Helper()
+	steps, told := c.steps(use)
+	if !told {
+		return nil
+	}
 	if steps == 0 {
-		return append(out, "the source makes no call")
+		return []string{"the source makes no call"}
 	}
 	var mu sync.Mutex
 	var all sync.WaitGroup
@@ -83,7 +105,7 @@ func (c Case) Violations(t testing.TB) []string {
 			slots <- struct{}{}
 			all.Go(func() {
 				defer func() { <-slots }()
-				if problem := c.survive(h, step); problem != "" {
+				if problem := c.survive(use, h, step); problem != "" {
 					mu.Lock()
 					defer mu.Unlock()
 					out = append(out, fmt.Sprintf("%s at call %d: %s", h.name, step, problem))
@@ -92,7 +114,7 @@ func (c Case) Violations(t testing.TB) []string {
 		}
 	}
 	all.Wait()
-	return append(out, c.strangers()...)
+	return out
 }
 
 // get prepares and mints, as the engine does.
@@ -178,6 +200,9 @@ func (c Case) contract(t testing.TB) (out []string) {
 	if got := reveal(m); err != nil || got == "" || (c.Want != "" && got != c.Want) {
 		bad("minting: %v, right value %v", err, got == c.Want)
 	}
+	if cfg.Kind() == "static" {
+		out = append(out, c.versions(ctx, s, m)...)
+	}
 	if fmt.Sprintf("%v%+v%#v", m.Value, m.Value, m.Value) != strings.Repeat("[REDACTED]", 3) {
 		bad("the value prints")
 	}
@@ -202,20 +227,20 @@ func (c Case) contract(t testing.TB) (out []string) {
 	return out
 }
 
-// steps counts the calls of one mint.
-func (c Case) steps(t testing.TB) int {
-	t.Helper()
+// steps counts the calls of one use; ok is false where the source has no such
+// use.
+func (c Case) steps(use use) (steps int, ok bool) {
 	good := c.Good()
 	n := &counter{serve: func(_ int, w http.ResponseWriter, r *http.Request) { good.ServeHTTP(w, r) }}
 	srv, ca := start(n)
 	defer srv.Close()
 	s, err := c.Open(c.Config(srv.URL, ca))
 	if err != nil {
-		return 0
+		return 0, true
 	}
-	_, _ = get(context.Background(), s, c.Ref)
+	_, err = use(context.Background(), s, c.Ref)
 	calls, _ := n.seen()
-	return calls
+	return calls, !errors.Is(err, errNoUse)
 }
 
 // strangers checks that only the configured CA is trusted, for every server

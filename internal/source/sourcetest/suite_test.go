@@ -53,7 +53,7 @@ func TestSuiteFindsCarelessness(t *testing.T) {
 	for tries, wants := range map[int][]string{
 		1: {"malformed JSON at call 0: the error is", "status 403 at call 0: the error is", "gzip bomb at call 0: the error is", "redirect 302 at call 0: the redirect was followed"},
 		2: {
-			"reference {Path:../x", "renewing what can't be renewed", "minting for a caller who is gone", "trusting another CA", "trusting the system's roots", "the check trusts a stranger",
+			"reference {Path:../x", "renewing what can't be renewed", "minting for a caller who is gone", "trusting another CA", "trusting the system's roots", "the check trusts a stranger", "it tells no version",
 			"null at call 0: it gave a value", "wrong content type at call 0: it gave a value", "status 500 at call 0: it gave a value", "slow body at call 0: it gave a value",
 		},
 	} {

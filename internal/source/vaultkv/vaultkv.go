@@ -55,9 +55,13 @@ func (s *Source) Mint(ctx context.Context, ref sealed.KeyRef, _ string) (source.
 	if err != nil {
 		return source.Minted{}, err
 	}
+	pinned, err := ref.PinnedNumber()
+	if err != nil {
+		return source.Minted{}, err
+	}
 	call := source.Call{Method: http.MethodGet, Path: path}
-	if ref.Version > 0 {
-		call.Query = url.Values{"version": {strconv.Itoa(ref.Version)}}
+	if pinned > 0 {
+		call.Query = url.Values{"version": {strconv.Itoa(pinned)}}
 	}
 	var answer struct {
 		Data struct {
@@ -78,21 +82,29 @@ func (s *Source) Mint(ctx context.Context, ref sealed.KeyRef, _ string) (source.
 	if field == "" {
 		field = defaultField
 	}
+	if pinned > 0 && answer.Data.Metadata.Version != pinned {
+		return source.Minted{}, fmt.Errorf("reading secret: the answer is about another version: %w", sealed.ErrUnavailable)
+	}
 	value, err := source.StringField(answer.Data.Data, field)
 	if err != nil {
 		return source.Minted{}, fmt.Errorf("reading secret: %w", err)
 	}
-	return source.Minted{Value: value, Version: answer.Data.Metadata.Version}, nil
+	return source.Minted{Value: value, Version: sealed.VersionNumber(answer.Data.Metadata.Version)}, nil
 }
 
-// Newest is the number of the newest version of a secret, or of the one that
-// ref pins if it is there. It reads no value. The error matches
-// sealed.ErrNotFound when there is none, or it was deleted, and else
-// sealed.ErrUnavailable, as where the token may not read metadata.
-func (s *Source) Newest(ctx context.Context, ref sealed.KeyRef) (int, error) {
+// Newest is the newest version of a secret, or the one that ref pins if it is
+// there. It reads no value. The error matches sealed.ErrInvalid for a reference
+// that can't be one, else sealed.ErrUnavailable, and sealed.ErrNotFound too
+// when there is none or it was deleted. A token that may not read metadata makes
+// it unavailable.
+func (s *Source) Newest(ctx context.Context, ref sealed.KeyRef) (sealed.SourceVersion, error) {
 	path, err := s.vault.MountPath("metadata/", ref.Path)
 	if err != nil {
-		return 0, err
+		return "", err
+	}
+	version, err := ref.PinnedNumber()
+	if err != nil {
+		return "", err
 	}
 	var answer struct {
 		Data struct {
@@ -107,11 +119,10 @@ func (s *Source) Newest(ctx context.Context, ref sealed.KeyRef) (int, error) {
 		if source.NotFound(err) {
 			err = fmt.Errorf("%w: %w", sealed.ErrNotFound, err)
 		}
-		return 0, fmt.Errorf("reading versions: %w", err)
+		return "", fmt.Errorf("reading versions: %w", err)
 	}
-	version := answer.Data.Current
-	if ref.Version > 0 {
-		version = ref.Version
+	if version == 0 {
+		version = answer.Data.Current
 	}
 	v, ok := answer.Data.Versions[strconv.Itoa(version)]
 	gone := !ok || v.Destroyed
@@ -120,9 +131,9 @@ func (s *Source) Newest(ctx context.Context, ref sealed.KeyRef) (int, error) {
 		gone = gone || err != nil || !at.After(s.now())
 	}
 	if gone {
-		return 0, fmt.Errorf("reading versions: no such version: %w", sealed.ErrNotFound)
+		return "", fmt.Errorf("reading versions: no such version: %w: %w", sealed.ErrNotFound, sealed.ErrUnavailable)
 	}
-	return version, nil
+	return sealed.VersionNumber(version), nil
 }
 
 // Keep renews the source's own token when that is due.

@@ -29,7 +29,14 @@ func double() http.Handler {
 		reply(w, r, `{"data":{"type":"kv","options":{"version":"2"}}}`)
 	})
 	mux.HandleFunc("GET /v1/kv/data/ci/github", func(w http.ResponseWriter, r *http.Request) {
+		if v := r.FormValue("version"); v != "" && v != "3" {
+			http.Error(w, `{"errors":[]}`, http.StatusNotFound)
+			return
+		}
 		reply(w, r, `{"data":{"data":{"token":"value-of-the-upstream"},"metadata":{"version":3}}}`)
+	})
+	mux.HandleFunc("GET /v1/kv/metadata/ci/github", func(w http.ResponseWriter, r *http.Request) {
+		reply(w, r, `{"data":{"current_version":3,"versions":{"3":{"deletion_time":"","destroyed":false}}}}`)
 	})
 	mux.HandleFunc("POST /v1/auth/team/approle/login", func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
@@ -100,11 +107,11 @@ func TestRealVault(t *testing.T) {
 		err  error
 	}{
 		{sealed.KeyRef{Path: "ci/github", Field: "token"}, "second", nil},
-		{sealed.KeyRef{Path: "ci/github", Field: "token", Version: 1}, "first", nil},
+		{sealed.KeyRef{Path: "ci/github", Field: "token", Version: "1"}, "first", nil},
 		{sealed.KeyRef{Path: "ci/github"}, "plain", nil},
 		{sealed.KeyRef{Path: "ci/github", Field: "number"}, "", sealed.ErrUnavailable},
 		{sealed.KeyRef{Path: "ci/github", Field: "none"}, "", sealed.ErrUnavailable},
-		{sealed.KeyRef{Path: "ci/github", Field: "token", Version: 9}, "", sealed.ErrNotFound},
+		{sealed.KeyRef{Path: "ci/github", Field: "token", Version: "9"}, "", sealed.ErrNotFound},
 		{sealed.KeyRef{Path: "ci/none", Field: "token"}, "", sealed.ErrNotFound},
 		{sealed.KeyRef{Path: "other", Field: "token"}, "", sealed.ErrUnavailable},
 		{sealed.KeyRef{Path: "ci/../other", Field: "token"}, "", sealed.ErrInvalid},
@@ -126,18 +133,18 @@ func TestRealVault(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		ref  sealed.KeyRef
-		want int
+		want sealed.SourceVersion
 		err  error
 	}{
-		{sealed.KeyRef{Path: "ci/github"}, 2, nil},
-		{sealed.KeyRef{Path: "ci/github", Version: 1}, 1, nil},
-		{sealed.KeyRef{Path: "ci/github", Version: 9}, 0, sealed.ErrNotFound},
-		{sealed.KeyRef{Path: "ci/none"}, 0, sealed.ErrNotFound},
-		{sealed.KeyRef{Path: "other"}, 0, sealed.ErrUnavailable},
-		{sealed.KeyRef{Path: "ci/../other"}, 0, sealed.ErrInvalid},
+		{sealed.KeyRef{Path: "ci/github"}, "2", nil},
+		{sealed.KeyRef{Path: "ci/github", Version: "1"}, "1", nil},
+		{sealed.KeyRef{Path: "ci/github", Version: "9"}, "", sealed.ErrNotFound},
+		{sealed.KeyRef{Path: "ci/none"}, "", sealed.ErrNotFound},
+		{sealed.KeyRef{Path: "other"}, "", sealed.ErrUnavailable},
+		{sealed.KeyRef{Path: "ci/../other"}, "", sealed.ErrInvalid},
 	} {
 		if got, err := told.Newest(ctx, tt.ref); got != tt.want || !errors.Is(err, tt.err) {
-			t.Errorf("newest of %+v: %d, %v", tt.ref, got, err)
+			t.Errorf("newest of %+v: %q, %v", tt.ref, got, err)
 		}
 	}
 	if s.Revocable() || s.Revoke(ctx, "x") != nil {

@@ -65,10 +65,14 @@ func openSource(cfg sealed.SourceConfig, credential *secret.Value) (vaultplugin.
 		credential.Destroy()
 		return nil, err
 	}
+	return adapt(m), nil
+}
+
+func adapt(m minter) vaultplugin.Source {
 	if v, ok := m.(vaultplugin.Versioned); ok {
-		return versioned{adapter{m}, v}, nil
+		return versioned{adapter{m}, v}
 	}
-	return adapter{m}, nil
+	return adapter{m}
 }
 
 // programs are the helpers, by type of source. They lie beside this program,
@@ -92,5 +96,5 @@ func openHelped(cfg sealed.SourceConfig, pin sealed.SourceHelper, credential *se
 		credential.Destroy()
 		return nil, err
 	}
-	return adapter{h}, nil
+	return adapt(h), nil
 }
