@@ -27,7 +27,7 @@ func TestReplay(t *testing.T) {
 
 		dry := replay(0, "--dry-run", "-o", "json")
 		var told sealed.Replay
-		if err := json.Unmarshal([]byte(dry.Stdout), &told); err != nil || len(told.Keys) != 1 || len(told.Keys[0].Differs) != 0 || told.Keys[0].Recorded != 1 {
+		if err := json.Unmarshal([]byte(dry.Stdout), &told); err != nil || len(told.Keys) != 1 || len(told.Keys[0].Differs) != 0 || told.Keys[0].Recorded != "1" {
 			t.Fatalf("%+v, %v", told, err)
 		}
 		again := replay(0)

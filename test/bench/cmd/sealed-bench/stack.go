@@ -34,8 +34,9 @@ type stack struct {
 	status   devstack.Status
 	operator *vaultclient.Engine
 	root     *vaultclient.Client
-	token    string // the operator's
-	synced   bool   // Vault syncs every write to disk
+	token    string  // the operator's
+	synced   bool    // Vault syncs every write to disk
+	tenant   *tenant // once it was asked for
 }
 
 // openStack builds sealedctl and brings everything up.

@@ -205,7 +205,7 @@ type memory struct{ process1, ctl, supervise bench.Sample }
 
 func (m *memory) look(r *sleeper) error {
 	for pid, s := range map[int]*bench.Sample{r.status.InitPID: &m.process1, r.cmd.Process.Pid: &m.ctl, r.status.PID: &m.supervise} {
-		mib, err := peak(pid)
+		mib, err := memoryOf(pid, "VmHWM")
 		if err != nil {
 			return err
 		}
@@ -225,19 +225,19 @@ func (m *memory) rows() []bench.Row {
 	}
 }
 
-// peak is VmHWM of proc(5).
-func peak(pid int) (float64, error) {
+// memoryOf reads a field of proc_pid_status(5), in MiB.
+func memoryOf(pid int, field string) (float64, error) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
 	if err != nil {
 		return 0, fmt.Errorf("reading memory: %w", err)
 	}
 	for line := range strings.Lines(string(b)) {
-		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+		if rest, ok := strings.CutPrefix(line, field+":"); ok {
 			kib, err := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 64)
 			return kib / 1024, err
 		}
 	}
-	return 0, fmt.Errorf("reading memory of process %d: no VmHWM", pid)
+	return 0, fmt.Errorf("reading memory of process %d: no %s", pid, field)
 }
 
 // lines collects what a process says while it is being read.
