@@ -2,6 +2,9 @@ package vaultplugin
 
 import (
 	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/vault/sdk/logical"
 
@@ -86,24 +89,18 @@ func (x *grantIndex) loadRuns(ctx context.Context, s logical.Storage) error {
 	if err != nil {
 		return err
 	}
-	for _, id := range ids {
+	return atOnce(ids, func(id string) error {
 		var r runRow
 		ok, err := get(ctx, s, storeRunsLive+id, &r)
-		if err != nil {
+		if err != nil || !ok { // archived since the listing
 			return err
-		}
-		if !ok { // archived since the listing
-			continue
 		}
 		if err := r.decodeManifest(); err != nil {
 			return err
 		}
 		x.ifNotNoted(id, func() { x.putRun(r) })
-		if err := x.loadGrants(ctx, s, r.ID); err != nil {
-			return err
-		}
-	}
-	return nil
+		return x.loadGrants(ctx, s, r.ID)
+	})
 }
 
 func (x *grantIndex) loadGrants(ctx context.Context, s logical.Storage, run sealed.RunID) error {
@@ -130,14 +127,37 @@ func (x *grantIndex) loadApprovals(ctx context.Context, s logical.Storage) error
 	if err != nil {
 		return err
 	}
-	for _, id := range ids {
+	return atOnce(ids, func(id string) error {
 		a, err := readApproval(ctx, s, storeApprovalsLive, sealed.ApprovalID(id))
-		if err != nil {
-			return err
-		}
-		if a.ID != "" {
+		if err == nil && a.ID != "" {
 			x.ifNotNoted(id, func() { x.putApproval(a) })
 		}
+		return err
+	})
+}
+
+// loaders is how many rows are read at a time. A read waits for Vault most of
+// its time, and a restart must not cost 10,000 waits.
+const loaders = 16
+
+// atOnce calls f for every id, for a few at a time, and stops at an error.
+func atOnce(ids []string, f func(id string) error) error {
+	var all sync.WaitGroup
+	var next atomic.Int64
+	errs := make([]error, loaders)
+	for w := range loaders {
+		all.Go(func() {
+			for errs[w] == nil {
+				i := int(next.Add(1)) - 1
+				if i >= len(ids) {
+					return
+				}
+				if errs[w] = f(ids[i]); errs[w] != nil {
+					next.Store(int64(len(ids))) // nobody begins another
+				}
+			}
+		})
 	}
-	return nil
+	all.Wait()
+	return errors.Join(errs...)
 }
