@@ -97,12 +97,15 @@ func newPolicySignCmd(a *app) *cobra.Command {
 	var key signingFlags
 	var to string
 	cmd := &cobra.Command{
-		Use: "sign FILE (--key FILE | --transit MOUNT/NAME) --key-id ID", Short: "Sign a bundle", Args: cobra.ExactArgs(1),
+		Use: "sign FILE (--key FILE|URI | --transit MOUNT/NAME) --key-id ID", Short: "Sign a bundle", Args: cobra.ExactArgs(1),
 		Long: `Sign puts an ES256 signature into the bundle, as opa sign does; one that is there
-is replaced. The key is a file, or an ecdsa-p256 key of Vault's transit engine that
-never leaves it. The id is the one under which the engine knows the public half.
+is replaced. The key is a file, an ecdsa-p256 key of Vault's transit engine
+(--transit), or one of another key management system, as sigstore's tools name it
+(--key SCHEME://KEY, with the program sigstore-kms-SCHEME in PATH); such a key
+stays where it is. The id is the one under which the engine knows the public half.
 
-  sealedctl policy sign policy.tar.gz --transit transit/policy --key-id team-1`,
+  sealedctl policy sign policy.tar.gz --transit transit/policy --key-id team-1
+  sealedctl policy sign policy.tar.gz --key awskms:///alias/policy --key-id team-1`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if key.id == "" {
 				return usagef("policy sign wants --key-id")
@@ -172,7 +175,7 @@ above the one in force, only the engine knows. An expired bundle verifies.
 type signingFlags struct{ file, transit, id string }
 
 func (f *signingFlags) register(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.file, "key", "", "file with the signing key, PEM; only its owner may read it")
+	cmd.Flags().StringVar(&f.file, "key", "", "file with the signing key, PEM, that only its owner may read; or SCHEME://KEY of a key management system")
 	cmd.Flags().StringVar(&f.transit, "transit", "", "MOUNT/NAME of an ecdsa-p256 key of Vault's transit engine")
 	cmd.Flags().StringVar(&f.id, "key-id", "", "id under which the engine knows the key")
 	cmd.MarkFlagsMutuallyExclusive("key", "transit")
@@ -187,7 +190,7 @@ func (f signingFlags) signer(ctx context.Context, a *app) (crypto.Signer, error)
 		}
 		return newTransitSigner(ctx, c, f.transit)
 	case strings.Contains(f.file, "://"):
-		return nil, usagef("--key wants a file; of key management systems only Vault's transit is supported: --transit MOUNT/NAME")
+		return newKMSSigner(ctx, f.file)
 	case f.file == "":
 		return nil, usagef("wants the key that signs: --key FILE or --transit MOUNT/NAME")
 	}

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"sealedctl": main, "sealedctl-loose": func() {
 		// main without tighten: the negative control.
 		os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
-	}, "talker": func() {
+	}, "sigstore-kms-double": func() { kmsMain(false) }, "sigstore-kms-liar": func() { kmsMain(true) }, "talker": func() {
 		// talker kept|loose writes until its reader has gone, and then exits with 7.
 		if os.Args[1] == "kept" {
 			outlivePipe()
