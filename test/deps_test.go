@@ -76,7 +76,7 @@ var confined = map[string][]string{
 	"github.com/spiffe/spire-plugin-sdk": {"spire-attestor"},
 	"github.com/spf13/cobra":             {"cmd/sealedctl"},
 	"github.com/creack/pty":              {"internal/sandboxinit", "cmd/sealedctl"},
-	"github.com/sigstore/sigstore":       {"internal/audit"},
+	"github.com/sigstore/sigstore":       {"internal/audit", "cmd/sealedctl"},
 }
 
 // What sealed-init links runs beside untrusted code. Each module needs a reason.
