@@ -51,7 +51,7 @@ func (s *stream) endRecord() error {
 
 // flushable returns the first byte that Flush holds back: step 1 of the plan.
 func (s *stream) flushable() int64 {
-	exact := s.liveExact()
+	exact := s.liveExact(s.end())
 	exact = s.end() - int64(s.exact.x.withheld(s.buf[exact-s.base:], 0))
 	f, folded, undecided := &s.folded, s.end(), 0
 	if f.next < s.end() {
@@ -86,16 +86,17 @@ func (x *index) beginsShort(t []byte) bool {
 func (s *stream) live() (exact, folded int64) {
 	f := &s.folded
 	if i := f.live(); i < len(f.text) {
-		return s.liveExact(), max(f.offset(i), s.base) // of what backspaces have mended the bytes may be gone
+		return s.liveExact(s.end()), max(f.offset(i), s.base) // of what backspaces have mended the bytes may be gone
 	}
-	return s.liveExact(), f.next
+	return s.liveExact(s.end()), f.next
 }
 
-func (s *stream) liveExact() int64 {
+// liveExact returns where the longest live match of the exact view begins, if that is before the given offset; otherwise that.
+func (s *stream) liveExact(before int64) int64 {
 	if s.exact.x.longest == 0 {
-		return s.end()
+		return before
 	}
-	return s.exact.live(s.buf, s.base, s.base)
+	return s.exact.live(s.buf, s.base, s.base, before)
 }
 
 // remember keeps the bytes of live matches that went out in part: step 2 of the plan.

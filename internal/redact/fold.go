@@ -3,6 +3,7 @@ package redact
 import (
 	"bytes"
 	"encoding/binary"
+	"math/bits"
 	"unicode/utf8"
 )
 
@@ -36,12 +37,15 @@ func kindOf(c byte) byte {
 
 // pairTable says for two bytes, the first one low, which characters they leave: in the low 16 bits, and how many bits that is above. special is set if one of the
 // bytes is more than kept or dropped.
-type pairTable [1 << 16]uint32
+type pairTable struct {
+	pairs [1 << 16]uint32
+	wide  *compactTables // nil where the processor cannot use them
+}
 
 const special = 1 << 31
 
 func newPairTable() *pairTable {
-	t := new(pairTable)
+	t := &pairTable{wide: newCompactTables()}
 	var classes [256]byte
 	for c := range classes {
 		classes[c] = kindOf(byte(c))
@@ -57,7 +61,7 @@ func newPairTable() *pairTable {
 			case a != 0 || b != 0:
 				e = uint32(a|b) | 8<<16
 			}
-			t[hi<<8|lo] = e
+			t.pairs[hi<<8|lo] = e
 		}
 	}
 	return t
@@ -66,9 +70,21 @@ func newPairTable() *pairTable {
 // fold appends what p[i:end] leaves to text, of which k characters are in use and eight more than end-i free. It stops before a special byte and returns
 // where, and the new k.
 func (t *pairTable) fold(text []byte, k int, p []byte, i, end int) (int, int) {
+	if t.wide != nil && end-i >= 16 {
+		p, text := p[i:end], text[k:k+end-i] // what compactBlocks may touch
+		read, kept := compactBlocks(&text[0], &p[0], len(p), t.wide)
+		if i, k = i+read, k+kept; end-i >= 16 { // at a special byte
+			return i, k
+		}
+	}
+	return t.foldPairs(text, k, p, i, end)
+}
+
+// foldPairs is fold for any processor.
+func (t *pairTable) foldPairs(text []byte, k int, p []byte, i, end int) (int, int) {
 	for i <= end-8 {
 		w := binary.LittleEndian.Uint64(p[i:])
-		a, b, c, d := uint64(t[uint16(w)]), uint64(t[uint16(w>>16)]), uint64(t[uint16(w>>32)]), uint64(t[w>>48])
+		a, b, c, d := uint64(t.pairs[uint16(w)]), uint64(t.pairs[uint16(w>>16)]), uint64(t.pairs[uint16(w>>32)]), uint64(t.pairs[w>>48])
 		if (a|b|c|d)&special != 0 {
 			for _, e := range [3]uint64{a, b, c} {
 				if e&special != 0 {
@@ -93,7 +109,7 @@ func (t *pairTable) fold(text []byte, k int, p []byte, i, end int) (int, int) {
 		i += 8
 	}
 	for ; i < end; i++ {
-		e := t[p[i]] // with NUL as its second byte, which is dropped
+		e := t.pairs[p[i]] // with NUL as its second byte, which is dropped
 		if e&special != 0 {
 			break
 		}
@@ -103,9 +119,17 @@ func (t *pairTable) fold(text []byte, k int, p []byte, i, end int) (int, int) {
 	return i, k
 }
 
-// kept returns how many characters the eight bytes of w leave, none of which is special.
-func (t *pairTable) kept(w uint64) int64 {
-	return int64(t[uint16(w)]>>19 + t[uint16(w>>16)]>>19 + t[uint16(w>>32)]>>19 + t[w>>48]>>19)
+// special reports whether a byte is more than kept or dropped.
+func (t *pairTable) special(c byte) bool { return t.pairs[c]&special != 0 }
+
+// keptOf returns how many of the eight bytes of w are kept.
+func keptOf(w uint64) int64 {
+	const each = 0x0101010101010101
+	low, lower := w&(0x7f*each), (w|0x20*each)&(0x7f*each)
+	// Adding 0x80-c sets the high bit of a byte that is c or more.
+	number := (low + (0x80-'0')*each) &^ (low + (0x80-'9'-1)*each)
+	letter := (lower + (0x80-'a')*each) &^ (lower + (0x80-'z'-1)*each)
+	return int64(bits.OnesCount64((number | letter) &^ w & (0x80 * each)))
 }
 
 // asciiAlnum returns the lower-case form of an ASCII letter or digit, and 0 for any other byte.
@@ -149,7 +173,9 @@ func foldDecoded(v []byte) []byte {
 func token(p []byte, atEnd bool) (n int, kept byte) {
 	switch p[0] {
 	case 0x1b:
-		n = controlLen(p)
+		if n = controlLen(p); n > 0 {
+			return n, 0
+		}
 	case '\\':
 		n, kept = backslash(p)
 	case '%':

@@ -11,10 +11,31 @@ import (
 // heads tells whether a short text can be the beginning of a needle: by its first byte, its first two, three, four and eight. Only what passes is
 // looked up among the needles.
 type heads struct {
-	one          [4]uint64
-	two, three   []uint64 // nil if no needle is so long
-	four, eight  []uint64
-	shift, third uint8
+	one         [4]uint64
+	two         []uint64
+	three, four headSet
+	eight       []uint64 // as the bits of a class, two for each needle
+	wide        bool     // sampleBlocks may be called
+}
+
+// headSet is a set of numbers. It may seem to have more than were put into it, about one in 300: each is two of its bits.
+type headSet struct {
+	bits  []uint64
+	shift uint8
+}
+
+func newHeadSet(size int) headSet { return headSet{make([]uint64, 1<<size/64), uint8(64 - size)} }
+
+func (h *headSet) set(w uint64) {
+	w *= multiplier
+	set(h.bits, w>>h.shift)
+	set(h.bits, w<<20>>h.shift)
+}
+
+func (h *headSet) has(w uint64) bool {
+	w *= multiplier
+	shift := h.shift & 63
+	return has(h.bits, w>>shift) && has(h.bits, w<<20>>shift)
 }
 
 func headsOf(x *index) heads {
@@ -22,19 +43,15 @@ func headsOf(x *index) heads {
 	for size < 20 && 1<<size < 32*len(x.needles) {
 		size++
 	}
-	third := min(size, 18)
-	h := heads{
-		two: make([]uint64, 1<<10), three: make([]uint64, 1<<third/64), four: make([]uint64, 1<<size/64), eight: make([]uint64, 1<<size/64),
-		shift: uint8(64 - size), third: uint8(64 - third),
-	}
+	h := heads{two: make([]uint64, 1<<10), three: newHeadSet(min(size, 18)), four: newHeadSet(size), eight: make([]uint64, 1<<size/64), wide: canCompact()}
 	for i := range x.needles {
-		text := x.text(uint32(i))
-		w := load(text, 0)
+		w := load(x.text(uint32(i)), 0)
 		set(h.one[:], w&0xff)
 		set(h.two, w&0xffff)
-		set(h.three, (w&0xffffff)*multiplier>>h.third)
-		set(h.four, (w&0xffffffff)*multiplier>>h.shift)
-		set(h.eight, w*multiplier>>h.shift)
+		h.three.set(w & 0xffffff)
+		h.four.set(w & 0xffffffff)
+		g := gramHash(w)
+		h.eight[g>>40&h.most()] |= 1<<(g>>58) | 1<<(g>>34&63)
 	}
 	return h
 }
@@ -48,39 +65,54 @@ func has(bits []uint64, i uint64) bool {
 func (h *heads) may(w uint64, n int) bool {
 	switch {
 	case n >= 8:
-		return has(h.eight, w*multiplier>>h.shift)
+		return h.mayEight(w)
 	case n >= 4:
-		return has(h.four, (w&0xffffffff)*multiplier>>h.shift)
+		return h.four.has(w & 0xffffffff)
 	case n == 3:
-		return has(h.three, (w&0xffffff)*multiplier>>h.third)
+		return h.three.has(w & 0xffffff)
 	case n == 2:
 		return has(h.two, w&0xffff)
 	}
 	return has(h.one[:], w&0xff)
 }
 
+// most is the last word of eight.
+func (h *heads) most() uint64 { return uint64(len(h.eight) - 1) }
+
+func (h *heads) mayEight(w uint64) bool {
+	g := gramHash(w)
+	word := h.eight[g>>40&h.most()]
+	return word>>(g>>58)&(word>>(g>>34&63))&1 != 0
+}
+
 // next returns the first place from i to end, without end, where eight bytes of p may begin a needle, or end. Eight bytes must follow each place.
 func (h *heads) next(p []byte, i, end int) int {
-	bits, shift := h.eight, h.shift&63
+	if h.wide && end-i >= 4 {
+		from := p[i : end+7]
+		i += sampleBlocks(&from[0], len(from), 1, &h.eight[0], h.most(), ^uint64(0))
+	}
 	for ; i < end; i++ {
-		if has(bits, binary.LittleEndian.Uint64(p[i:])*multiplier>>shift) {
+		if h.mayEight(binary.LittleEndian.Uint64(p[i:])) {
 			return i
 		}
 	}
 	return max(i, end)
 }
 
-// live returns the first place from i on where p[i:] is the beginning, and not all, of a needle, or len(p).
-func (x *index) live(p []byte, i int) int {
-	end := len(p) - 7
+// live returns the first place from i to before, without before, where p[i:] is the beginning, and not all, of a needle; or before.
+func (x *index) live(p []byte, i, before int) int {
+	end := min(len(p)-7, before)
 	for i = x.heads.next(p, i, end); i < end; i = x.heads.next(p, i+1, end) {
 		if x.begins(p[i:]) {
 			return i
 		}
 	}
-	for ; i < len(p); i++ {
+	if i >= before {
+		return before
+	}
+	for w := tail(p, i); i < before; i, w = i+1, w>>8 {
 		n := len(p) - i
-		if !x.heads.may(load(p, i), n) {
+		if !x.heads.may(w, n) {
 			continue
 		}
 		if n <= 2 && x.shortest > 2 || x.begins(p[i:]) { // of one and two bytes the heads know all
@@ -88,6 +120,14 @@ func (x *index) live(p []byte, i int) int {
 		}
 	}
 	return i
+}
+
+// tail returns load(p, i) where no more than eight bytes are left.
+func tail(p []byte, i int) uint64 {
+	if n := len(p) - 8; n >= 0 {
+		return binary.LittleEndian.Uint64(p[n:]) >> (8 * uint(i-n))
+	}
+	return load(p, i)
 }
 
 // find returns the first needle that is not before t in order: by the first eight bytes, and only of those that agree in them by all.

@@ -13,7 +13,7 @@ import (
 //  1. A gram is q bytes next to each other. Of every needle, s consecutive grams are kept: its window. A text that is looked at in every s-th place meets
 //     exactly one gram of the window of each needle in it. So a scan loads q bytes, hashes them, and tests one bit, once for every s bytes.
 //  2. Needles are in classes by length, as the shortest needle of a class limits its s: s = shortest-q+1.
-//  3. A bit that is set leads to a bucket of places (needle, position in its window), and each of those to a comparison with the text.
+//  3. A bit that is set leads to a bucket of places (of the gram in the arena, and whose it is), and each of those to a comparison with the text.
 //  4. The window of a needle is where its grams are rare among all needles, so that public beginnings such as "ghp_" cost nothing.
 //  5. What a text ends in is compared with the beginnings of all needles, which are in order of their texts: see heads.
 type index struct {
@@ -47,22 +47,25 @@ type label struct {
 	mask   string
 }
 
+// place is where a gram of a window is in the arena, and its needle.
+type place struct{ at, id uint32 }
+
 // class is the needles of one range of lengths.
 type class struct {
 	q, s   int
 	mask   uint64 // the first q bytes of a load
 	bits   []uint64
 	most   uint64   // the last word of bits
+	wide   bool     // sampleBlocks may be called
 	few    uint64   // the last bucket
 	starts []uint32 // bucket i is places[starts[i]:starts[i+1]]
-	places []uint32 // needle<<placeBits | position in its window
+	places []place
 }
 
 const (
 	longNeedle = 16 // from here on q is 8
 	midNeedle  = 4  // from here on q is 4; below it is the length of the shortest
 	maxStride  = 16
-	placeBits  = 5
 	maxWindow  = 24      // a window begins at the latest there
 	maxBits    = 1 << 23 // 1 MiB: more would not stay in the caches
 	multiplier = 0x9E3779B97F4A7C15
@@ -170,7 +173,7 @@ func (x *index) addClass(lo, hi int) {
 		c.q = shortest
 	}
 	c.s = min(shortest-c.q+1, maxStride)
-	c.mask = ^uint64(0) >> (64 - 8*c.q)
+	c.mask, c.wide = ^uint64(0)>>(64-8*c.q), canCompact()
 	size := 10 // log2 of the bits: one in 32 is set, while they stay in the cache
 	for size < 22 && 1<<size < 32*count*c.s {
 		size++
@@ -181,24 +184,24 @@ func (x *index) addClass(lo, hi int) {
 		buckets++
 	}
 	c.few = 1<<buckets - 1
-	x.place(&c, lo, hi, size, buckets)
+	x.fill(&c, lo, hi, size, buckets)
 	x.classes = append(x.classes, c)
 }
 
-// place chooses the windows and fills bits, starts and places by counting.
-func (x *index) place(c *class, lo, hi, size, buckets int) {
+// fill chooses the windows and fills bits, starts and places by counting.
+func (x *index) fill(c *class, lo, hi, size, buckets int) {
 	common := x.commonGrams(c, lo, hi)
 	c.bits = make([]uint64, max(1, 1<<size/64))
 	c.starts = make([]uint32, 1<<buckets+1)
-	each := func(visit func(id, k int, h uint64)) {
+	each := func(visit func(p place, h uint64)) {
 		for id := range x.needles {
 			n := &x.needles[id]
 			if int(n.n) < lo || int(n.n) > hi {
 				continue
 			}
-			text := x.text(uint32(id))[n.window:]
-			for k := range c.s {
-				visit(id, k, c.hash(load(text, k)))
+			at := n.at + uint32(n.window)
+			for k := range uint32(c.s) {
+				visit(place{at + k, uint32(id)}, c.hash(load(x.arena, int(at+k))))
 			}
 		}
 	}
@@ -209,18 +212,18 @@ func (x *index) place(c *class, lo, hi, size, buckets int) {
 			n.window = c.rarest(x.text(uint32(id)), common)
 		}
 	}
-	each(func(_, _ int, h uint64) {
-		c.bits[h>>40&c.most] |= 1<<(h>>58) | 1<<(h>>34&63)
+	each(func(_ place, h uint64) {
+		c.bits[h>>40&c.most] |= 1<<(h>>58) | 1<<(h>>34&63) | 1<<(h>>28&63)
 		c.starts[h>>20&c.few+1]++
 	})
 	for i := 1; i < len(c.starts); i++ {
 		c.starts[i] += c.starts[i-1]
 	}
-	c.places = make([]uint32, c.starts[len(c.starts)-1])
+	c.places = make([]place, c.starts[len(c.starts)-1])
 	next := slices.Clone(c.starts)
-	each(func(id, k int, h uint64) {
+	each(func(p place, h uint64) {
 		b := h >> 20 & c.few
-		c.places[next[b]] = uint32(id<<placeBits | k)
+		c.places[next[b]] = p
 		next[b]++
 	})
 }
@@ -264,7 +267,8 @@ func (c *class) rarest(text []byte, common *gramCounts) uint16 {
 	return uint16(best)
 }
 
-// gramHash mixes a gram. Bits 40 and up, as far as needed, give its word of the filter, the highest six and those from 34 on its two bits in it, and bits 20 and up its bucket.
+// gramHash mixes a gram. Bits 40 and up, as far as needed, give its word of the filter, the highest six and those from 34 and from
+// 28 on its three bits in it, and bits 20 and up its bucket.
 func gramHash(gram uint64) uint64 { return (gram | lowerCase) * multiplier }
 
 func (c *class) hash(w uint64) uint64 { return gramHash(w & c.mask) }
@@ -272,7 +276,7 @@ func (c *class) hash(w uint64) uint64 { return gramHash(w & c.mask) }
 // may reports whether a gram with hash h may be in a window. False is certain.
 func (c *class) may(h uint64) bool {
 	word := c.bits[h>>40&c.most]
-	return word&(1<<(h>>58)) != 0 && word&(1<<(h>>34&63)) != 0
+	return word>>(h>>58)&(word>>(h>>34&63))&(word>>(h>>28&63))&1 != 0
 }
 
 // load returns eight bytes from i on, or what there is of them.
@@ -288,6 +292,15 @@ func load(p []byte, i int) uint64 {
 // skip returns the first of the places i, i+s, … of p where a gram of the class may be, or the first where fewer than eight bytes are left.
 func (c *class) skip(p []byte, i int) int {
 	bits, s, mask, most := c.bits, c.s, c.mask, c.most
+	for c.wide && len(p)-i >= 3*s+8 {
+		from := p[i:]
+		i += sampleBlocks(&from[0], len(from), s, &bits[0], most, mask)
+		for end := min(i+4*s, len(p)-7); i < end; i += s {
+			if c.may(c.hash(binary.LittleEndian.Uint64(p[i:]))) {
+				return i
+			}
+		}
+	}
 	for last := len(p) - 8 - 3*s; i <= last; i += 4 * s {
 		h0 := gramHash(binary.LittleEndian.Uint64(p[i:]) & mask)
 		h1 := gramHash(binary.LittleEndian.Uint64(p[i+s:]) & mask)

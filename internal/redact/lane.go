@@ -44,12 +44,16 @@ type foldedLane struct {
 	barrier int64
 }
 
-// run is bytes that left the characters from first to last, without last. Unless it is a token, each of those is one byte.
+// run is size bytes from the offset start on, which left kept characters, the first of which is first. Unless it is a token, each of those is one byte.
 type run struct {
-	first, last int64
-	start, end  int64 // offsets
-	token       bool
+	first, start int64
+	size, kept   uint16
+	token        bool
 }
+
+// last is the character after those of the run, and end the offset after its bytes.
+func (r *run) last() int64 { return r.first + int64(r.kept) }
+func (r *run) end() int64  { return r.start + int64(r.size) }
 
 // span is a match in offsets of the stream, of which length are characters of the needle.
 type span struct {
@@ -98,11 +102,10 @@ func (l *foldedLane) take(i int, atEnd bool) (next int, undecided bool) {
 	text := l.text[:room]
 	for i < len(p) && k+runBytes <= room {
 		from, first := i, k
-		i, k = l.pairs.fold(text, k, p, i, min(len(p), i+runBytes))
-		if i > from {
-			l.ran(first, k, from, i, false)
+		if i, k = l.pairs.fold(text, k, p, i, min(len(p), i+runBytes)); k > first {
+			l.ran(first, k, from, i)
 		}
-		for i < len(p) && k+runBytes <= room && l.pairs[p[i]]&special != 0 {
+		for i < len(p) && k+runBytes <= room && l.pairs.special(p[i]) {
 			if p[i] == '\b' {
 				l.text = l.text[:k]
 				return i, false
@@ -114,7 +117,7 @@ func (l *foldedLane) take(i int, atEnd bool) (next int, undecided bool) {
 			}
 			if c != 0 {
 				text[k] = c
-				l.ran(k, k+1, i, i+n, true)
+				l.runs = append(l.runs, run{l.gone + int64(k), l.base + int64(i), uint16(n), 1, true})
 				k++
 			}
 			i += n
@@ -124,18 +127,17 @@ func (l *foldedLane) take(i int, atEnd bool) (next int, undecided bool) {
 	return i, false
 }
 
-// ran adds a run, in indexes of text and buf.
-func (l *foldedLane) ran(first, last, start, end int, token bool) {
-	if first == last {
-		return
-	}
-	if n := len(l.runs) - 1; n >= 0 && !token && !l.runs[n].token && l.runs[n].end == l.base+int64(start) && l.runs[n].last == l.gone+int64(first) {
-		if r := &l.runs[n]; l.base+int64(end)-r.start <= runBytes {
-			r.last, r.end = l.gone+int64(last), l.base+int64(end)
+// ran adds a run that is no token, in indexes of text and buf, or makes the last one longer.
+func (l *foldedLane) ran(first, last, start, end int) {
+	at, from := l.gone+int64(first), l.base+int64(start)
+	if n := len(l.runs) - 1; n >= 0 {
+		r := &l.runs[n]
+		if r.end() == from && r.last() == at && int(r.size)+end-start <= runBytes && !r.token {
+			r.size, r.kept = r.size+uint16(end-start), r.kept+uint16(last-first)
 			return
 		}
 	}
-	l.runs = append(l.runs, run{l.gone + int64(first), l.gone + int64(last), l.base + int64(start), l.base + int64(end), token})
+	l.runs = append(l.runs, run{at, from, uint16(end - start), uint16(last - first), false})
 }
 
 // room makes room for a batch and keeps the characters that a live match, a backspace or both can reach back to.
@@ -145,7 +147,7 @@ func (l *foldedLane) room() {
 		l.gone += int64(n - keep)
 		l.text = append(l.text[:0], l.text[n-keep:]...)
 		r := 0
-		for r < len(l.runs) && l.runs[r].last <= l.gone {
+		for r < len(l.runs) && l.runs[r].last() <= l.gone {
 			r++
 		}
 		l.runs = append(l.runs[:0], l.runs[r:]...)
@@ -178,13 +180,16 @@ func (l *foldedLane) scan() {
 // place returns the offset of character i and how many bytes it takes. Of one that has left the buffer it returns where the buffer begins, and no bytes.
 func (l *foldedLane) place(i int) (offset, size int64) {
 	at := l.gone + int64(i)
-	run := &l.runs[max(0, sort.Search(len(l.runs), func(i int) bool { return l.runs[i].first > at })-1)]
-	if run.token {
-		return run.start, run.end - run.start
+	run := &l.runs[len(l.runs)-1] // most are asked for at the end
+	if run.first > at {
+		run = &l.runs[max(0, sort.Search(len(l.runs), func(i int) bool { return l.runs[i].first > at })-1)]
 	}
-	left, o := run.last-at, run.end-l.base
-	for o >= 8 && run.end-run.start >= 8 { // eight bytes at a time, as long as it is not among them
-		n := l.pairs.kept(binary.LittleEndian.Uint64(l.buf[o-8:]))
+	if run.token {
+		return run.start, int64(run.size)
+	}
+	left, o := run.last()-at, run.end()-l.base
+	for o >= 8 && run.size >= 8 { // eight bytes at a time, as long as it is not among them
+		n := keptOf(binary.LittleEndian.Uint64(l.buf[o-8:]))
 		if n >= left || l.base+o-8 < run.start {
 			break
 		}
@@ -230,10 +235,10 @@ func (l *foldedLane) live() int {
 	if l.x.longest == 0 {
 		return len(l.text)
 	}
-	i := int(l.f.live(l.text, l.gone, l.barrier) - l.gone)
+	i := int(l.f.live(l.text, l.gone, l.barrier, l.f.end) - l.gone)
 	for i < len(l.text) && l.wide(i) { // the longer of two live matches always holds more
 		l.barrier = l.gone + int64(i) + 1
-		i = int(l.f.live(l.text, l.gone, l.barrier) - l.gone)
+		i = int(l.f.live(l.text, l.gone, l.barrier, l.f.end) - l.gone)
 	}
 	return i
 }
@@ -241,14 +246,51 @@ func (l *foldedLane) live() int {
 // hold returns the offset from which on bytes may still become part of a match: those of the longest live match and of a broken one that backspaces could
 // mend.
 func (l *foldedLane) hold() int64 {
-	from, i := l.next, l.live()
-	if i < len(l.text) {
+	if l.x.longest == 0 {
+		return max(l.next, l.floor)
+	}
+	from, i := l.next, 0
+	if len(l.f.open) == 0 {
+		if i = l.held(); i == len(l.text) || !l.wide(i) {
+			if i < len(l.text) {
+				from = l.offset(i)
+			}
+			return max(from, l.floor)
+		}
+	}
+	if i = l.live(); i < len(l.text) {
 		from = l.offset(i)
 	}
-	if l.x.longest > 0 {
-		from = min(from, l.ghost(i))
+	return max(min(from, l.ghost(i)), l.floor)
+}
+
+// held returns the index of the first character of a live match or of a broken one that could be mended, whichever comes first, as long as no candidate is
+// open: what live and ghost say together, in one pass.
+func (l *foldedLane) held() int {
+	text, h := l.text, &l.x.heads
+	n := len(text)
+	tail := int(max(l.barrier-l.gone, int64(n-l.x.reach), 0)) // no live match begins before it
+	j, near := max(0, n-l.x.reach-ghosts), n-ghosts-7         // as in ghost
+	for j = h.next(text, j, near); j < near; j = h.next(text, j+1, near) {
+		if l.keeps(j, tail) {
+			return j
+		}
 	}
-	return max(from, l.floor)
+	for ; j+ghostDepth <= n; j++ {
+		if h.four.has(uint64(binary.LittleEndian.Uint32(text[j:]))) && l.keeps(j, tail) {
+			return j
+		}
+	}
+	return l.x.live(text, max(j, tail), n)
+}
+
+// keeps reports whether at character j a match begins that is live, unless j is before tail, or broken and may be mended.
+func (l *foldedLane) keeps(j, tail int) bool {
+	d := l.x.matched(l.text[j:])
+	if j+d == len(l.text) {
+		return j >= tail && l.x.begins(l.text[j:])
+	}
+	return d >= ghostDepth && l.mendable(j+d)
 }
 
 // ghost returns the offset of the first broken match before character i that could be mended.
@@ -268,7 +310,7 @@ func (l *foldedLane) ghost(i int) int64 {
 		}
 	}
 	for ; j < i && j+ghostDepth <= n; j++ {
-		if has(l.x.heads.four, (load(l.text, j)&0xffffffff)*multiplier>>(l.x.heads.shift&63)) && l.broken(j) {
+		if l.x.heads.four.has(uint64(binary.LittleEndian.Uint32(l.text[j:]))) && l.broken(j) {
 			return min(from, l.offset(j))
 		}
 	}

@@ -82,10 +82,12 @@ func (f *search) look(c *class, p []byte, base int64, i int) {
 	}
 	b := h >> 20 & c.few
 	for _, place := range c.places[c.starts[b]:c.starts[b+1]] {
-		id, k := place>>placeBits, int(place&(1<<placeBits-1))
-		n := &f.x.needles[id]
-		from := int(n.window) + k // of the gram in the needle
-		if i < from || (load(f.x.arena, int(n.at)+from)^w)&c.mask != 0 {
+		if (load(f.x.arena, int(place.at))^w)&c.mask != 0 {
+			continue
+		}
+		id := place.id
+		from := int(place.at - f.x.needles[id].at) // of the gram in the needle
+		if i < from {
 			continue
 		}
 		text, rest := f.x.text(id), p[i-from:]
@@ -149,10 +151,10 @@ func (f *search) prune() {
 }
 
 // live returns where the longest beginning of a needle is that the text p, whose first byte is at base, ends in; and the end if it ends in none. What begins
-// before floor does not count.
-func (f *search) live(p []byte, base, floor int64) int64 {
+// before floor does not count, and for what begins at before or after it, before is returned.
+func (f *search) live(p []byte, base, floor, before int64) int64 {
 	tail := max(floor, base, f.end-int64(f.x.reach))
-	at := tail
+	at := min(tail, before)
 	for _, c := range f.open {
 		if c.upto == f.end && c.start < at && c.start >= floor {
 			at = c.start
@@ -161,5 +163,5 @@ func (f *search) live(p []byte, base, floor int64) int64 {
 	if at < tail {
 		return at
 	}
-	return base + int64(f.x.live(p, int(tail-base)))
+	return base + int64(f.x.live(p, int(tail-base), int(before-base)))
 }

@@ -182,7 +182,7 @@ func (s *stream) end() int64 { return s.base + int64(len(s.buf)) }
 
 // limit returns the first byte that may still become part of a match, a beginning of an escape and matches that backspaces could mend included.
 func (s *stream) limit() int64 {
-	return max(min(s.liveExact(), s.folded.hold()), s.done)
+	return max(s.liveExact(s.folded.hold()), s.done)
 }
 
 // found takes in a match.
