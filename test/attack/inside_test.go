@@ -54,7 +54,7 @@ func TestB01B02B03AgentLooksIntoInit(t *testing.T) {
 func TestB07ValueInWorkspace(t *testing.T) {
 	t.Parallel()
 	w := get(t)
-	const script = `printf %s "$KEY" > raw; printf %s "$KEY" | base64 > b64; mkdir -p d/e; printf 'a%sb' "$KEY" | xxd -p -c 999 > d/e/hex
+	const script = `printf %s "$KEY" > raw; printf %s "$KEY" | base64 > b64; mkdir -p d/e; printf 'a%sb' "$KEY" | od -An -v -tx1 | tr -d ' \n' > d/e/hex
 printf %s "$KEY" | rev > rev; : > "name-$KEY"; ln -s "$KEY" link; echo fine > ok`
 	for name, as := range callers() {
 		t.Run(name, func(t *testing.T) {
