@@ -15,6 +15,15 @@ import (
 // maxWatch bounds a wait: the request holds Vault's state lock (R20).
 const maxWatch = time.Second
 
+// maxEvery bounds the time between two calls of a run whose host is watched for.
+const maxEvery = 10 * time.Second
+
+// watchEvery is how often a run has to call itself: four times before it would
+// be closed as silent.
+func (c *engineConfig) watchEvery() sealed.Duration {
+	return min(c.SilentAfter/4, sealed.Duration(maxEvery))
+}
+
 // pathWatch is how a running init hears of revocations.
 func (b *backend) pathWatch() []*framework.Path {
 	return []*framework.Path{{
@@ -35,6 +44,7 @@ func (b *backend) watchRun(ctx context.Context, req *logical.Request, d *framewo
 	if err != nil {
 		return nil, err
 	}
+	came := b.now().UTC()
 	timeout := time.NewTimer(min(wr.Wait.Std(), maxWatch))
 	defer timeout.Stop()
 	release := b.watches.next()
@@ -42,10 +52,12 @@ func (b *backend) watchRun(ctx context.Context, req *logical.Request, d *framewo
 		// Both channels are taken before the state is read, so that no change
 		// falls between reading and waiting.
 		epoch, run := b.epochChanged(), b.runChanged(ctx, req.Storage, r.ID)
+		now := b.now().UTC()
 		a, err := b.orders(ctx, req.Storage, r.ID)
 		if err != nil {
 			return nil, err
 		}
+		a.Came, a.Time = came, now
 		if last || a.Order != sealed.OrderContinue || a.Epoch > wr.Epoch {
 			return b.answer(ctx, req.Storage, a)
 		}
@@ -54,8 +66,8 @@ func (b *backend) watchRun(ctx context.Context, req *logical.Request, d *framewo
 		case <-run:
 		case <-release:
 			last = true
-		case <-timeout.C:
-			return b.answer(ctx, req.Storage, a)
+		case <-timeout.C: // what changed without waking anybody is told, too
+			last = true
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
@@ -105,7 +117,12 @@ func (b *backend) order(ctx context.Context, s logical.Storage, id sealed.RunID)
 	if rev != nil && rev.Hard {
 		a.Order, a.Reason = sealed.OrderAbort, "revocation "+rev.ID
 	}
-	return a, r, cfg, b.deadGrants(ctx, s, r, cfg.TrustDomain, &a)
+	if err := b.deadGrants(ctx, s, r, cfg.TrustDomain, &a); err != nil {
+		return a, r, cfg, err
+	}
+	a.Every = cfg.watchEvery()
+	a.Mark = markOf(a)
+	return a, r, cfg, nil
 }
 
 func (b *backend) deadGrants(ctx context.Context, s logical.Storage, r runRow, trustDomain string, a *sealed.WatchAnswer) error {

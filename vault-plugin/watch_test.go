@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -30,6 +31,13 @@ func (w *world) watchHost(r sealed.HostWatchRequest) (a sealed.HostWatchAnswer, 
 	return a, signed.Open(sealed.DomainAnswer, keys.answer.Public().(ed25519.PublicKey), &a)
 }
 
+func ids(runs []sealed.HostRun) (out []sealed.RunID) {
+	for _, r := range runs {
+		out = append(out, r.Run)
+	}
+	return out
+}
+
 // One call covers all runs of a host and comes back as soon as one of them is
 // to stop, whatever stopped it.
 func TestWatchHost(t *testing.T) {
@@ -47,7 +55,7 @@ func TestWatchHost(t *testing.T) {
 			a, b, waiting := w.claimed(idem(1)), w.claimed(idem(2)), w.enqueue(idem(3)).Run
 			runs := []sealed.RunID{a.run, b.run, waiting}
 			before, err := w.watchHost(sealed.HostWatchRequest{Runs: runs})
-			if err != nil || len(before.Orders) != 0 || !cmp.Equal(before.Continue, runs) || !before.Time.Equal(w.clock.now()) {
+			if err != nil || len(before.Orders) != 0 || !cmp.Equal(ids(before.Continue), runs) || !before.Time.Equal(w.clock.now()) {
 				t.Fatalf("%+v %v", before, err)
 			}
 			type result struct {
@@ -71,7 +79,7 @@ func TestWatchHost(t *testing.T) {
 			if got := r.a.Orders[0].Reason; len(got) < len(stop.reason) || got[:len(stop.reason)] != stop.reason {
 				t.Errorf("reason %q", got)
 			}
-			if diff := cmp.Diff([]sealed.RunID{a.run, waiting}, r.a.Continue); diff != "" {
+			if diff := cmp.Diff([]sealed.RunID{a.run, waiting}, ids(r.a.Continue)); diff != "" {
 				t.Error(diff)
 			}
 		})
@@ -87,7 +95,7 @@ func TestWatchHostRefuses(t *testing.T) {
 	}
 	for name, r := range map[string]sealed.HostWatchRequest{
 		"none": {}, "too many": many, "twice": {Runs: []sealed.RunID{g.run, g.run}}, "not an id": {Runs: []sealed.RunID{"../x"}},
-		"negative wait": {Runs: []sealed.RunID{g.run}, Wait: -1},
+		"negative wait": {Runs: []sealed.RunID{g.run}, Wait: -1}, "not a state": {Runs: []sealed.RunID{g.run}, State: strings.Repeat("0", 65)},
 	} {
 		if _, err := w.watchHost(r); code(err) != 400 {
 			t.Errorf("%s: %v", name, err)
@@ -97,6 +105,96 @@ func TestWatchHostRefuses(t *testing.T) {
 	if err != nil || len(a.Orders) != 1 || a.Orders[0].Reason != "not known" || len(a.Continue) != 1 {
 		t.Errorf("an unknown run: %+v %v", a, err)
 	}
+}
+
+// A caller that hands back the state of its last answer hears at once of what
+// differs, and only of that: an order that it knows is no news.
+func TestWatchHostState(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.claimed(idem(1)), w.claimed(idem(2))
+	r := sealed.HostWatchRequest{Runs: []sealed.RunID{a.run, b.run}}
+	ask := func(wait time.Duration) (sealed.HostWatchAnswer, time.Duration) {
+		t.Helper()
+		r.Wait = sealed.Duration(wait)
+		start := time.Now()
+		got, err := w.watchHost(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got, time.Since(start)
+	}
+	first, _ := ask(0)
+	r.Epoch, r.State = first.Epoch, first.State
+	if got, took := ask(300 * time.Millisecond); got.State != first.State || took < 250*time.Millisecond {
+		t.Errorf("nothing is new: %+v after %v", got, took)
+	}
+	_, lease, err := b.creds("LOW", idem(9)) // what init does itself is no news for it
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := ask(0); got.State != first.State {
+		t.Errorf("after issuing: %+v", got)
+	}
+
+	// A lease revoked by hand raises no epoch, and is one run's affair.
+	if _, err := w.lease(logical.RevokeOperation, lease); err != nil {
+		t.Fatal(err)
+	}
+	got, took := ask(time.Second)
+	if got.Epoch != r.Epoch || got.State == r.State || took > 1500*time.Millisecond || got.Continue[0] != first.Continue[0] || got.Continue[1].Mark == first.Continue[1].Mark {
+		t.Fatalf("%+v after %v, first %+v", got, took, first)
+	}
+	if own := b.watch(got.Epoch); own.Mark != got.Continue[1].Mark || len(own.Dead) != 1 {
+		t.Errorf("own watch: %+v", own)
+	}
+	if own := a.watch(got.Epoch); own.Mark != first.Continue[0].Mark || own.Every.Std() != 3750*time.Millisecond || own.Time.Before(own.Came) {
+		t.Errorf("the other's: %+v", own)
+	}
+
+	r.State = got.State
+	w.must("op", b.path("stop"), map[string]any{"reason": "test"})
+	got, took = ask(time.Second)
+	if len(got.Orders) != 1 || got.State == r.State || took > 900*time.Millisecond {
+		t.Fatalf("stopped: %+v after %v", got, took)
+	}
+	r.State = got.State
+	if again, took := ask(300 * time.Millisecond); again.State != got.State || took < 250*time.Millisecond {
+		t.Errorf("an order that is known: %+v after %v", again, took)
+	}
+	r.State = ""
+	if _, took := ask(time.Second); took > 900*time.Millisecond {
+		t.Errorf("an order, without a state: after %v", took)
+	}
+
+	// A shorter limit for silence makes runs call more often, at once.
+	r.State = got.State
+	w.must("admin", "config", map[string]any{"silent_after": "4s"})
+	if got, _ := ask(0); got.State == r.State || got.Continue[0].Mark == first.Continue[0].Mark {
+		t.Errorf("the limit was changed: %+v", got)
+	}
+	if own := a.watch(got.Epoch); own.Every.Std() != time.Second {
+		t.Errorf("own watch: %+v", own)
+	}
+}
+
+// An agent may ask for the runs beside its own; one of another tenant hears
+// nothing, whatever Vault's policies let through.
+func TestWatchHostIsForThisTenant(t *testing.T) {
+	w := newWorld(t)
+	g := w.claimed(idem(1))
+	r := map[string]any{"watch": w.json(sealed.HostWatchRequest{Runs: []sealed.RunID{g.run}})}
+	if _, err := w.do(g.entity, g.accessor, logical.UpdateOperation, "watch", r); err != nil {
+		t.Errorf("the run's own token: %v", err)
+	}
+	w.sys.entities["stranger"] = &logical.Entity{ID: "stranger", Name: "stranger", Aliases: []*logical.Alias{
+		{Name: "spiffe://" + testTD + sealed.AgentSPIFFEPath("beta", testAgent), MountAccessor: jwtMount},
+	}}
+	_, err := w.do("stranger", "", logical.UpdateOperation, "watch", r)
+	wantCode(t, err, 403)
+	_, err = w.do("stranger", "", logical.UpdateOperation, "watch", nil)
+	wantCode(t, err, 403)
+	_, err = w.do("nobody at all", "", logical.UpdateOperation, "watch", r)
+	wantCode(t, err, 403)
 }
 
 // Waiting calls are sent home when the mount is closed, as on a reload of the

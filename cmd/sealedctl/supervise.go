@@ -126,7 +126,8 @@ func (j runJob) config(a *app) (supervise.Config, error) {
 		Run: j.Run, Agent: j.Agent, Boot: j.Boot, Sandbox: j.Sandbox, Bound: j.Hosts, ReadOnly: j.ReadOnly,
 		UIDs: runUIDs, Driver: local.Driver{}, Registrar: supervise.Attestor{Socket: trust.AttestSocket},
 		StateDir: j.StateDir, TrustFile: j.TrustFile, Workspace: j.Workspace, Detached: j.Detached,
-		Init: filepath.Join(j.Libexec, "sealed-init"), Command: filepath.Join(j.Libexec, "sealed"),
+		WatchDir: supervise.WatchDir(os.Geteuid(), a.getenv("HOME")),
+		Init:     filepath.Join(j.Libexec, "sealed-init"), Command: filepath.Join(j.Libexec, "sealed"),
 	}
 	if !j.Detached {
 		cfg.Stdout, cfg.Stderr = a.stdout, a.stderr

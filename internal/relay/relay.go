@@ -35,6 +35,16 @@
 //	dial     addr is host:port, the host a lower-case DNS name
 //	control  one per session: lines of JSON in both directions, each a
 //	         sealed.RelayControl of at most MaxControl bytes
+//
+// # The watch of a host
+//
+// A supervisor has no Vault token. The init of one run on a host asks the engine
+// about all of them (ControlWatch names them, ControlWatched has an answer), and
+// supervisors pass the signed answer on as it is (package supervise). What the
+// way there is worth is package sandboxinit's to judge; here it is bytes. The host
+// has one such message on its way to an init at most: it waits for ControlHeard,
+// so that an init that stands still does not fill the stream, in which a
+// message that is cut off would be the end of the run.
 package relay
 
 import (
@@ -79,6 +89,9 @@ const (
 	ControlFailed   = "failed"   // from init: the agent was not started; Exit, Message
 	ControlResize   = "resize"   // to init: Rows, Cols
 	ControlSignal   = "signal"   // to init: Signal for the agent
+	ControlWatch    = "watch"    // to init: watch for Runs, its own among them; for none: no longer
+	ControlWatched  = "watched"  // both ways: Answer, from one run's init to that of each
+	ControlHeard    = "heard"    // from init: it has read one ControlWatch or ControlWatched
 )
 
 // deniedPrefix starts the Error of a status that means no rather than can't.

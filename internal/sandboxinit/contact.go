@@ -18,7 +18,9 @@ const (
 )
 
 // A contact keeps the run in touch with the engine: it watches for orders,
-// freezes when the engine is out of reach, and ends the run when that lasts.
+// freezes when the engine is out of reach, and ends the run when that lasts. While
+// it hears of the engine second hand (see hear), it makes its own call only when
+// there is news, and now and then as a sign of life.
 type contact struct {
 	session *session
 	freeze  func(bool)
@@ -26,54 +28,89 @@ type contact struct {
 	abort   func(reason string)
 	renewed func(sealed.KeyName) // a lease was; may be nil
 
-	mu   sync.Mutex
-	last time.Time // of the last answer
+	mu      sync.Mutex
+	last    time.Time // the engine has spoken to this run then, or later
+	known   told      // by the last own call; zero: there was none
+	hearsay hearsay
+	off     controls
 }
 
 // run returns when ctx ends or after abort was called. The clock check runs
 // beside the calls: a call that hangs must not delay the freeze.
 func (c *contact) run(ctx context.Context) {
-	c.touch()
+	c.touch(time.Now())
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go c.clock(ctx)
-	epoch := c.session.answer.Epoch
 	for ctx.Err() == nil {
-		callCtx, done := context.WithTimeout(ctx, watchWait+2*time.Second)
-		a, err := c.session.watch(callCtx, epoch, watchWait)
-		done()
-		switch {
-		case err == nil:
-			c.touch()
-			epoch = a.Epoch
-			if len(a.Dead) > 0 {
-				c.dead(a.Dead)
-			}
-			if a.Order != sealed.OrderContinue {
-				c.abort(a.Reason)
-				return
-			}
-			pause(ctx, watchPause)
-		case errors.Is(err, sealed.ErrDenied), errors.Is(err, sealed.ErrInvalid):
-			// The engine answered, and no longer knows this run or its token.
-			c.abort("the engine no longer accepts this run")
+		rest, wait := c.next(time.Now())
+		if rest > 0 {
+			c.rest(ctx, rest)
+		} else if !c.call(ctx, wait) {
 			return
-		default:
-			pause(ctx, 200*time.Millisecond)
 		}
 	}
 }
 
-func (c *contact) touch() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.last = time.Now()
+// call asks the engine itself. It reports false when the run has to end.
+func (c *contact) call(ctx context.Context, wait time.Duration) bool {
+	ctx, done := context.WithTimeout(ctx, watchWait+2*time.Second)
+	defer done()
+	sent := time.Now()
+	a, err := c.session.watch(ctx, c.epoch(), wait)
+	switch {
+	case err == nil:
+		c.learn(sent, a)
+		if len(a.Dead) > 0 {
+			c.dead(a.Dead)
+		}
+		if a.Order != sealed.OrderContinue {
+			c.abort(a.Reason)
+			return false
+		}
+		pause(ctx, watchPause)
+	case errors.Is(err, sealed.ErrDenied), errors.Is(err, sealed.ErrInvalid):
+		// The engine answered, and no longer knows this run or its token.
+		c.abort("the engine no longer accepts this run")
+		return false
+	default:
+		pause(ctx, 200*time.Millisecond)
+	}
+	return true
 }
 
-func (c *contact) silence() time.Duration {
+// epoch is the newest that the run has acted on.
+func (c *contact) epoch() uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return time.Since(c.last)
+	if c.known.mark == "" {
+		return c.session.answer.Epoch
+	}
+	return c.known.epoch
+}
+
+// touch notes that the engine spoke at a moment, which is never in the future.
+func (c *contact) touch(at time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.spoke(at, time.Now())
+}
+
+// spoke is touch for a caller that holds mu.
+func (c *contact) spoke(at, now time.Time) {
+	if at.After(now) {
+		at = now
+	}
+	if at.After(c.last) {
+		c.last = at
+	}
+}
+
+// silence is the time since the engine spoke, and whether the run is held.
+func (c *contact) silence() (silent time.Duration, held bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Since(c.last), c.hearsay.held
 }
 
 // clock freezes and stops by the limits of the engine's answer. Monotonic
@@ -89,8 +126,8 @@ func (c *contact) clock(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		silent := c.silence()
-		if want := silent > c.session.answer.FreezeAfter.Std(); want != frozen {
+		silent, held := c.silence()
+		if want := held || silent > c.session.answer.FreezeAfter.Std(); want != frozen {
 			frozen = want
 			c.freeze(frozen)
 		}

@@ -45,6 +45,12 @@ func (w *watched) all() []deed {
 // inContact runs a contact against a double for d, under a fake clock.
 func inContact(t *testing.T, d *engineDouble, limit time.Duration) []deed {
 	t.Helper()
+	return hearing(t, d, limit, controls{}, nil)
+}
+
+// hearing is inContact for a run whose supervisor tells it things.
+func hearing(t *testing.T, d *engineDouble, limit time.Duration, off controls, supervisor func(context.Context, *watched)) []deed {
+	t.Helper()
 	var out []deed
 	s := d.session()
 	synctest.Test(t, func(t *testing.T) {
@@ -52,7 +58,7 @@ func inContact(t *testing.T, d *engineDouble, limit time.Duration) []deed {
 		ctx, cancel := context.WithTimeout(t.Context(), limit)
 		defer cancel()
 		w.contact = &contact{
-			session: s,
+			session: s, off: off,
 			freeze: func(on bool) {
 				w.did(map[bool]string{true: "freeze", false: "thaw"}[on])
 			},
@@ -61,6 +67,9 @@ func inContact(t *testing.T, d *engineDouble, limit time.Duration) []deed {
 				w.did("abort: " + reason)
 				cancel()
 			},
+		}
+		if supervisor != nil {
+			go supervisor(ctx, w)
 		}
 		w.run(ctx)
 		<-ctx.Done()

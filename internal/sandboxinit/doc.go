@@ -41,6 +41,14 @@
 // record, because init or the supervisor was killed, has had no second look, and
 // nor has one of mode sandboxed, which has no values.
 //
+// Of a revocation the run hears by the watch of its host, which the init of one
+// run there makes for all, or by its own. Supervisors of the same user carry the
+// answers: they can delay the news until the run watches by itself, after 1.5
+// seconds, and by keeping everything back make the run freeze and stop as if the
+// engine were out of reach; see hearsay.go. Init makes the host's watch with its own
+// token, for runs that its supervisor names: it may learn of them whether they go
+// on, and carries no more about them than that.
+//
 // With env delivery the agent holds the value, and can encode it in ways no
 // redactor knows. Under bubblewrap init and agent share a uid; what keeps the
 // agent out of init's memory is that init's executable is root-owned and not

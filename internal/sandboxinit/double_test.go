@@ -39,6 +39,7 @@ const (
 	ticket      = "cnry_ticket_9d8c7b6a5f4e3d2c1b0a"
 	tokenCanary = "cnry_token_hvs.0a1b2c3d4e5f6a7b8c9d"
 	boundHost   = "api.bound.test"
+	testEvery   = 3750 * time.Millisecond // a quarter of the engine's default for silence
 )
 
 // noLeak fails if text that leaves init holds a credential or a value.
@@ -73,9 +74,12 @@ type engineDouble struct {
 	creds   func(*sealed.CredsAnswer)
 	confirm func(*sealed.ConfirmAnswer)
 	watch   func(*sealed.WatchAnswer)
-	more    func(*sealed.MoreAnswer)
-	lease   func(key string) string
-	value   func(key string) string
+	clock   func() time.Time // nil: time.Now
+
+	hostWatch func(sealed.HostWatchRequest) // waits as the engine would
+	more      func(*sealed.MoreAnswer)
+	lease     func(key string) string
+	value     func(key string) string
 
 	mu     sync.Mutex
 	runKey ed25519.PublicKey
@@ -201,6 +205,7 @@ func (d *engineDouble) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusBadRequest)
 		return
 	}
+	came := d.now()
 	p := strings.TrimPrefix(r.URL.Path, "/v1/")
 	verb := strings.TrimPrefix(p, "sealed/runs/"+string(testRun)+"/")
 	verb, key, _ := strings.Cut(verb, "/")
@@ -217,7 +222,14 @@ func (d *engineDouble) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if d.before != nil && d.before(w, r, verb, n) {
 		return
 	}
-	d.answer(w, verb, key, payload)
+	d.answer(w, verb, key, payload, came)
+}
+
+func (d *engineDouble) now() time.Time {
+	if d.clock != nil {
+		return d.clock().UTC()
+	}
+	return time.Now().UTC()
 }
 
 // opened checks the signatures of a request and returns its payload.
@@ -271,7 +283,7 @@ func unbase64(s string) []byte {
 }
 
 // answer is what a willing engine says.
-func (d *engineDouble) answer(w http.ResponseWriter, verb, key, payload string) {
+func (d *engineDouble) answer(w http.ResponseWriter, verb, key, payload string, came time.Time) {
 	out := map[string]any{}
 	switch verb {
 	case "login":
@@ -291,9 +303,24 @@ func (d *engineDouble) answer(w http.ResponseWriter, verb, key, payload string) 
 		}
 		out["data"] = d.signed(a)
 	case "watch":
-		a := sealed.WatchAnswer{Run: testRun, Epoch: 1, Order: sealed.OrderContinue}
+		a := sealed.WatchAnswer{Run: testRun, Came: came, Time: d.now(), Epoch: 1, Mark: "m", Every: sealed.Duration(testEvery), Order: sealed.OrderContinue}
 		if d.watch != nil {
 			d.watch(&a)
+		}
+		out["data"] = d.signed(a)
+	case "sealed": // the watch of a host: what is asked for goes on
+		var in struct{ Watch string }
+		_ = json.Unmarshal([]byte(payload), &in)
+		req, err := sealed.ParseHostWatchRequest([]byte(in.Watch))
+		if err != nil {
+			d.t.Errorf("watch: %v", err)
+		}
+		a := sealed.HostWatchAnswer{Time: d.now(), Epoch: 1, State: "s", Orders: []sealed.HostOrder{}, Continue: []sealed.HostRun{}}
+		for _, r := range req.Runs {
+			a.Continue = append(a.Continue, sealed.HostRun{Run: r, Mark: "m"})
+		}
+		if d.hostWatch != nil {
+			d.hostWatch(req)
 		}
 		out["data"] = d.signed(a)
 	case "requests":

@@ -54,6 +54,8 @@ type runner struct {
 	keys     *keyring
 	proxy    *proxy.Proxy
 	port     net.Listener
+	contact  *contact
+	host     *hostWatch
 	events   *eventLog
 	input    handedInput
 	traffic  tally
@@ -268,6 +270,7 @@ func (r *runner) deliver(startCtx, runCtx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.watchHost(runCtx, c)
 	go c.run(runCtx)
 	go c.keepToken(runCtx)
 	go r.events.run(runCtx)
@@ -307,25 +310,6 @@ func (r *runner) startAgent(token string) error {
 	a.reap()
 	go r.obey()
 	return nil
-}
-
-// obey follows the host's control messages: resize and signals. The host can
-// make the run stop, and nothing else. Losing the host ends the run.
-func (r *runner) obey() {
-	for {
-		m, err := r.control.Receive()
-		if err != nil {
-			r.abort("the supervisor has gone")
-			return
-		}
-		switch m.Type {
-		case "resize":
-			r.agent.resize(m.Rows, m.Cols)
-		case "signal":
-			r.agent.signal(m.Signal)
-			time.AfterFunc(graceLimit, func() { r.abort("stopped by the operator") })
-		}
-	}
 }
 
 // renewed notes that a lease was renewed. The engine's lease handler does not

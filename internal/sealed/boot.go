@@ -49,7 +49,8 @@ type RelayStatus struct {
 
 // A RelayControl line travels on the control stream, in both directions, one
 // JSON object each: from init "claimed" and "finished" (with Exit and the
-// digests of its streams), from the host "resize" and "signal".
+// digests of its streams), from the host "resize" and "signal", and both ways
+// what package relay says about the watch of a host.
 type RelayControl struct {
 	Type    string            `json:"type"`
 	Rows    int               `json:"rows,omitempty"`
@@ -64,6 +65,10 @@ type RelayControl struct {
 	Quarantine []string `json:"quarantine,omitempty"`
 	// Masks are about transcripts that must not be kept as they are.
 	Masks []TranscriptMasks `json:"masks,omitempty"`
+	// Runs are those of a host's watch, and Answer the engine's signed
+	// HostWatchAnswer about them.
+	Runs   []RunID `json:"runs,omitempty"`
+	Answer *Signed `json:"answer,omitempty"`
 }
 
 // Exit statuses of sealedctl run for Sealed's own failures, as in env(1).

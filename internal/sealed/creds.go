@@ -115,9 +115,15 @@ const (
 )
 
 // A WatchAnswer says whether to go on, and which grants are no longer good.
+// Came and Time are the engine's clock: when the call arrived and when the state
+// was read. Between them the engine has waited.
 type WatchAnswer struct {
 	Run     RunID     `json:"run"`
+	Came    time.Time `json:"came"`
+	Time    time.Time `json:"time"`
 	Epoch   uint64    `json:"epoch"`
+	Mark    string    `json:"mark"`  // stands for order, reason, rhythm and dead grants; see HostRun
+	Every   Duration  `json:"every"` // the run is to call again by then, whatever its host hears
 	Order   string    `json:"order"`
 	Reason  string    `json:"reason,omitempty"`
 	Dead    []GrantID `json:"dead,omitempty"`    // revoked grants: stop using them

@@ -47,6 +47,12 @@ func (o *owner) converse(_ context.Context, c *relay.Control) {
 		switch msg.Type {
 		case relay.ControlClaimed:
 			o.claimed()
+			select {
+			case o.bound <- c:
+			default: // there is no meeting, or it knows
+			}
+		case relay.ControlWatched, relay.ControlHeard:
+			o.watchSays(msg)
 		case relay.ControlFailed:
 			o.mu.Lock()
 			o.failure = &msg
@@ -126,6 +132,7 @@ func (o *owner) hearOut() {
 	}
 	o.stop()
 	<-o.lost
+	<-o.met
 }
 
 // await returns the reason of the end and how many copiers of output are still

@@ -31,12 +31,17 @@ type owner struct {
 
 	box     sandbox.Sandbox
 	trust   sealed.TrustFile
-	exited  chan struct{} // closed when the sandbox has ended; waitErr is set then
-	lost    chan struct{} // closed when the relay has ended
-	outputs chan error    // one from each copier of output
+	exited  chan struct{}   // closed when the sandbox has ended; waitErr is set then
+	lost    chan struct{}   // closed when the relay has ended
+	outputs chan error      // one from each copier of output
+	met     <-chan struct{} // closed when this run has left the watch of the host
 	stop    context.CancelFunc
 	waitErr error
 	closers []io.Closer
+
+	meeting *meeting // nil: none
+	feed    *feed
+	bound   chan *relay.Control // gets the control stream once, when the run is claimed
 
 	mu      sync.Mutex
 	reg     Registration // nil without an identity
@@ -254,6 +259,7 @@ func (o *owner) serve(host *relay.Host, e ends) {
 	ctx, cancel := context.WithCancel(context.Background())
 	o.stop = cancel
 	o.exited, o.lost, o.outputs = make(chan struct{}), make(chan struct{}), make(chan error, 2)
+	o.met = o.meet(ctx)
 	go func() {
 		defer close(o.lost)
 		_ = host.Serve(ctx, e.relay)

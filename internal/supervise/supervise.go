@@ -1,5 +1,6 @@
 // Package supervise owns one run: the copy of the workspace, the sandbox, the
-// relay, the logs, and the kill.
+// relay, the logs, and the kill. Beside the other runs of its user on this host it
+// shares one watch of the engine with them (see meeting).
 //
 // The idea: one process per run, which does nothing else. Everything that
 // keeps a sandbox alive hangs on it, so whatever happens to it, the sandbox
@@ -18,6 +19,10 @@
 //
 // # What it does not guarantee
 //
+// It does not hear of revocations: it carries the engine's signed words from the
+// init that asks to the other supervisors and from them to its own init, and
+// can keep them back, which is as good as being cut off, but not forge them.
+//
 // It holds no credential and can't check init's work: neither the redaction
 // nor the list of flagged files. It does not decide what the run may do; the
 // engine does, and init obeys the engine.
@@ -34,6 +39,10 @@
 //	status.json        a Status, replaced as a whole
 //	record.dsse.json   what init signed
 //	quarantine/        what did not go back; see package workspace
+//
+// Below WatchDir is a directory for each mount of each Vault, with a lock and a
+// socket for each meeting; the last one to go removes them. What a kill leaves
+// there is taken over by the next.
 //
 // Files have mode 0600. With own_uid the directories above the copy have mode
 // 0711, because bubblewrap runs as the run's uid and must reach it; other
@@ -88,6 +97,11 @@ type Config struct {
 	Command   string   // host path of the sealed command; may be empty
 	Workspace string   // may be empty: an empty directory, nothing goes back
 	ReadOnly  []string // see sandbox.Spec
+
+	// WatchDir is where the supervisors of this user meet, as the function
+	// WatchDir says. They share one watch of the engine there. Empty: every run
+	// watches by itself.
+	WatchDir string
 
 	// Registrar is required when the mode has an identity.
 	Registrar Registrar

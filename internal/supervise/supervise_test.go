@@ -42,6 +42,9 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(ownerEnv); dir != "" {
 		beOwner(dir)
 	}
+	if args := os.Getenv(meetingEnv); args != "" {
+		beGuest(args)
+	}
 	status := m.Run()
 	_ = os.RemoveAll(probe.dir)
 	os.Exit(status)

@@ -1,5 +1,7 @@
 # What sealed-init may call, for the token of one run. The engine checks that
 # the run is the token's own; this policy only keeps everything else away.
+# "watch" is not about one run: sealed-init asks for those beside its own, by
+# ids that it was told, whether they go on.
 path "{{mount}}/runs/+/claim" {
   capabilities = ["update"]
 }
@@ -16,6 +18,9 @@ path "{{mount}}/runs/+/events" {
   capabilities = ["update"]
 }
 path "{{mount}}/runs/+/watch" {
+  capabilities = ["update"]
+}
+path "{{mount}}/watch" {
   capabilities = ["update"]
 }
 path "{{mount}}/runs/+/finish" {
