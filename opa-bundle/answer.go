@@ -12,8 +12,10 @@ import (
 	"sealed.dev/sealed/internal/sealed"
 )
 
-// maxAnswer bounds the text of one answer, in bytes, each element counting 8.
-const maxAnswer = 64 << 10
+// maxAnswer bounds one answer in bytes of JSON as the log writes it, each
+// element and each name counting 8 more. It is logged with what came of it: one
+// answer of this size, or the codes of two, fits in an entry (audit.MaxBody).
+const maxAnswer = 16 << 10
 
 // decision reads a decision from OPA's own value, member by member. It accepts
 // what sealed.ParseDecision accepts of the same value written as JSON, and
@@ -150,9 +152,25 @@ func text[S ~string](a *answer, v ast.Value, to *S) error {
 			return errWrongType
 		}
 		*to = S(s)
-		return a.take(len(s))
+		return a.take(encoded(string(s)))
 	}
 	return errWrongType
+}
+
+// encoded bounds how long a text is in the log, which escapes all but ASCII.
+func encoded(s string) int {
+	n := len(s)
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c >= utf8.RuneSelf: // 2 to 4 bytes become 6 or 12
+			n += 2
+		case c < 0x20, c == 0x7f, c == '<', c == '>', c == '&':
+			n += 5
+		case c == '"', c == '\\':
+			n++
+		}
+	}
+	return n
 }
 
 // number reads a whole number. "1.0" and "1e3" are none, as for encoding/json.

@@ -145,7 +145,7 @@ func FuzzAnswer(f *testing.F) {
 	f.Add([]byte(fullAnswer))
 	f.Add([]byte(`{"effect": "deny", "reasons": [{"code": "a", "msg": "é"}], "obligations": {"ttl": 1e1}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		v, err := jsonValue(data, 4<<10)
+		v, err := jsonValue(data, 2<<10) // an answer of this size is never too large
 		if err != nil {
 			return
 		}

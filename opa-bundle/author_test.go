@@ -124,12 +124,14 @@ func TestInspectDecidesAsOpen(t *testing.T) {
 	ctx, raw := context.Background(), buildDefault(t)
 	k := newKey(t)
 	signed := k.sign(t, raw)
-	b, err := Open(ctx, signed, k.options())
+	opts := k.options()
+	opts.Limits = patient
+	b, err := Open(ctx, signed, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, bytes := range map[string][]byte{"unsigned": raw, "signed": signed, "signed by anybody": newKey(t).sign(t, raw)} {
-		i, err := Inspect(ctx, bytes, Limits{})
+		i, err := Inspect(ctx, bytes, patient)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -147,7 +149,7 @@ func TestInspectDecidesAsOpen(t *testing.T) {
 
 func TestExplain(t *testing.T) {
 	ctx := context.Background()
-	i, err := Inspect(ctx, buildDefault(t), Limits{})
+	i, err := Inspect(ctx, buildDefault(t), patient)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,12 +12,14 @@
 // configured key, its policies compile strictly against an allow-list of
 // built-in functions without network, clock or randomness, and both questions
 // of package sealed are answered by a rule. Decide then depends on its
-// arguments only: same bundle, question, input and time, same decision.
+// arguments only: same bundle, question, input and time, same decision. The
+// code of every reason is a word of the bundle, so that no text of an input
+// becomes one.
 //
 // # Cost
 //
 // A decision is one evaluation in process. Its input holds the fields that
-// some rule of the bundle reads, so that a policy pays for what it asks; it
+// some rule the question can reach reads, so that a policy pays for what it asks; it
 // holds one key and its profile, so the number of profiles does not matter.
 // DecideAll decides keys that differ in nothing that is read but once.
 //

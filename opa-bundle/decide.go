@@ -20,7 +20,9 @@ import (
 //	input not encodable or over its limit,
 //	conflict, error in a built-in function sealed.ReasonError
 //	over the limit, or ctx is done         sealed.ReasonTimeout
-//	an answer of any other shape           sealed.ReasonShape
+//	an answer of any other shape, too
+//	large for the log, or with a code that
+//	is no word of the bundle               sealed.ReasonShape
 //
 // The messages are constant, because OPA's own can quote the input.
 //
@@ -80,7 +82,7 @@ func (b *Bundle) answer(ctx context.Context, q *query, input ast.Value, at time.
 	case value == nil:
 		return sealed.Deny(sealed.ReasonUndefined, "the policy does not answer for this input")
 	}
-	d, err := decision(value)
+	d, err := q.decision(value)
 	if err != nil {
 		return badAnswer()
 	}

@@ -60,16 +60,16 @@ type common struct {
 
 func sharedTerms(in *sealed.Input, reads fieldSet, limit int) *common {
 	c := &common{terms: terms{left: limit, reads: reads}}
-	o := object{terms: &c.terms, members: make([][2]*ast.Term, 0, 9)}
+	o := c.terms.object()
 	o.shared(in)
-	c.members = o.members
+	c.members, c.terms.members = c.terms.members, nil
 	return c
 }
 
 // fits reports whether the input for one use can be given to a policy.
 func (c *common) fits(u *Use) bool {
 	t := terms{left: c.terms.left, err: c.terms.err}
-	o := object{terms: &t}
+	o := t.object()
 	o.profile(&u.Profile)
 	o.key(&u.Key)
 	return t.err == nil
@@ -77,11 +77,11 @@ func (c *common) fits(u *Use) bool {
 
 // with returns the whole input for one use that fits.
 func (c *common) with(u *Use) ast.Value {
-	t := terms{left: c.terms.left, reads: c.terms.reads}
-	o := object{terms: &t, members: slices.Clip(c.members)}
+	t := terms{left: c.terms.left, reads: c.terms.reads, members: append(make([][2]*ast.Term, 0, maxMembers), c.members...)}
+	o := object{terms: &t}
 	o.profile(&u.Profile)
 	o.key(&u.Key)
-	return ast.NewObject(o.members...)
+	return o.value()
 }
 
 // same reports whether two uses do not differ in the fields of s, so that a

@@ -106,7 +106,7 @@ func (i *Inspection) traced(ctx context.Context, like *query, doc ast.Value, at 
 	if err != nil || answer == nil {
 		return sealed.Decision{}, errors.Join(err, errNotDecision)
 	}
-	return decision(answer)
+	return like.decision(answer)
 }
 
 // question is the body that asks for the document of q.

@@ -52,10 +52,11 @@ func jsonValue(data []byte, limit int) (ast.Value, error) {
 
 // terms builds terms, counts their size and keeps the first error.
 type terms struct {
-	left  int // bytes that may still come
-	err   error
-	slab  []ast.Term // terms to come; one allocation for many
-	reads fieldSet
+	left    int // bytes that may still come
+	err     error
+	slab    []ast.Term     // terms to come; one allocation for many
+	members [][2]*ast.Term // of the objects under construction, the innermost last
+	reads   fieldSet
 }
 
 func (t *terms) fail(err error) {
@@ -107,7 +108,7 @@ func (t *terms) str(s string) *ast.Term {
 
 // timeText is what time.Time.MarshalJSON writes.
 func (t *terms) timeText(at time.Time) string {
-	b, err := at.MarshalText()
+	b, err := at.AppendText(make([]byte, 0, len(time.RFC3339Nano)))
 	if err != nil {
 		t.fail(err)
 	}
@@ -151,14 +152,33 @@ func (t *terms) num(n int64) *ast.Term {
 }
 
 // An object is under construction: the fields of one object of the input, of
-// which those that no policy reads are only checked.
+// which those that no policy reads are only checked. Its members are those of
+// terms from a place on, until in or value takes them.
 type object struct {
 	*terms
-	members [][2]*ast.Term
+	from int
 }
+
+func (t *terms) object() object { return object{terms: t, from: len(t.members)} }
 
 func (o *object) add(f field, value *ast.Term) {
 	o.members = append(o.members, [2]*ast.Term{fieldTerms[f], value})
+}
+
+// value ends the object.
+func (o *object) value() ast.Object {
+	v := ast.NewObject(o.members[o.from:]...)
+	o.members = o.members[:o.from]
+	return v
+}
+
+// in ends the object and adds it to the one around it, unless no policy reads
+// any of it.
+func (o *object) in(name *ast.Term) {
+	if len(o.members) > o.from {
+		v := o.term(o.value())
+		o.members = append(o.members, [2]*ast.Term{name, v})
+	}
 }
 
 func (o *object) str(f field, s string) {
@@ -167,6 +187,19 @@ func (o *object) str(f field, s string) {
 	} else {
 		o.fits(s)
 	}
+}
+
+func (o *object) time(at time.Time) {
+	if o.reads.has(fTime) {
+		o.add(fTime, o.terms.str(o.timeText(at)))
+		return
+	}
+	var text [len(time.RFC3339Nano)]byte
+	b, err := at.AppendText(text[:0])
+	if err != nil {
+		o.fail(err)
+	}
+	o.take(len(b))
 }
 
 func (o *object) strs(f field, xs []string) {
@@ -190,13 +223,6 @@ func (o *object) num(f field, n int64) {
 func (o *object) flag(f field, yes bool) {
 	if o.reads.has(f) {
 		o.add(f, ast.InternedTerm(yes))
-	}
-}
-
-// in adds the object to the one around it, unless no policy reads any of it.
-func (o *object) in(outer *object, name *ast.Term) {
-	if len(o.members) > 0 {
-		outer.members = append(outer.members, [2]*ast.Term{name, o.term(ast.NewObject(o.members...))})
 	}
 }
 

@@ -12,21 +12,25 @@ import (
 // types. A field with omitempty is left out when it is zero.
 
 func authzValue(in *sealed.Input, reads fieldSet, limit int) (ast.Value, error) {
-	t := &terms{left: limit, reads: reads}
-	o := object{terms: t, members: make([][2]*ast.Term, 0, 9)}
+	t := &terms{left: limit, reads: reads, members: make([][2]*ast.Term, 0, maxMembers)}
+	o := t.object()
 	o.shared(in)
 	o.profile(&in.Profile)
 	o.key(&in.Key)
 	if t.err != nil {
 		return nil, t.err
 	}
-	return ast.NewObject(o.members...), nil
+	return o.value(), nil
 }
+
+// maxMembers is how many members are under construction at once: all objects
+// but the key are done by then.
+const maxMembers = 9 + 12
 
 // shared adds what does not change from key to key of a run.
 func (o *object) shared(in *sealed.Input) {
 	o.str(fPhase, in.Phase)
-	o.str(fTime, o.timeText(in.Time))
+	o.time(in.Time)
 	o.str(fTenant, string(in.Tenant))
 	o.requester(&in.Requester)
 	o.agent(&in.Agent)
@@ -37,7 +41,7 @@ func (o *object) shared(in *sealed.Input) {
 }
 
 func (o *object) requester(r *sealed.Requester) {
-	in := object{terms: o.terms, members: make([][2]*ast.Term, 0, 5)}
+	in := o.object()
 	in.str(fRequesterEntityID, r.EntityID)
 	in.str(fRequesterName, r.Name)
 	in.str(fRequesterPerson, r.Person)
@@ -51,21 +55,21 @@ func (o *object) requester(r *sealed.Requester) {
 			}
 		}
 	}
-	in.in(o, requesterTerm)
+	in.in(requesterTerm)
 }
 
 func (o *object) agent(a *sealed.InputAgent) {
-	in := object{terms: o.terms, members: make([][2]*ast.Term, 0, 3)}
+	in := o.object()
 	in.str(fAgentName, string(a.Name))
 	in.str(fAgentDefinitionDigest, string(a.DefinitionDigest))
 	if a.SPIFFEID != "" {
 		in.str(fAgentSPIFFEID, a.SPIFFEID)
 	}
-	in.in(o, agentTerm)
+	in.in(agentTerm)
 }
 
 func (o *object) run(r *sealed.InputRun) {
-	in := object{terms: o.terms, members: make([][2]*ast.Term, 0, 10)}
+	in := o.object()
 	in.str(fRunID, string(r.ID))
 	in.str(fRunMode, r.Mode)
 	in.str(fRunWorkflow, r.Workflow)
@@ -84,7 +88,7 @@ func (o *object) run(r *sealed.InputRun) {
 	in.str(fRunAssurance, r.Assurance)
 	in.str(fRunNetwork, r.Network)
 	in.flag(fRunInteractive, r.Interactive)
-	in.in(o, runTerm)
+	in.in(runTerm)
 }
 
 func (t *terms) tag(x sealed.InputTag) *ast.Term {
@@ -92,18 +96,18 @@ func (t *terms) tag(x sealed.InputTag) *ast.Term {
 }
 
 func (o *object) profile(p *sealed.InputProfile) {
-	in := object{terms: o.terms, members: make([][2]*ast.Term, 0, 6)}
+	in := o.object()
 	in.str(fProfileName, string(p.Name))
 	in.str(fProfileLevel, p.Level)
 	in.num(fProfileVersion, int64(p.Version))
 	in.str(fProfileOwner, p.Owner)
 	in.strs(fProfileTags, p.Tags)
 	in.strs(fProfileAllowedWorkflows, p.AllowedWorkflows)
-	in.in(o, profileTerm)
+	in.in(profileTerm)
 }
 
 func (o *object) key(k *sealed.InputKey) {
-	in := object{terms: o.terms, members: make([][2]*ast.Term, 0, 12)}
+	in := o.object()
 	in.str(fKeyName, string(k.Name))
 	in.str(fKeySource, string(k.Source))
 	in.str(fKeySourceKind, k.SourceKind)
@@ -120,7 +124,7 @@ func (o *object) key(k *sealed.InputKey) {
 	in.num(fKeyTTL, k.TTL)
 	in.num(fKeyMaxTTL, k.MaxTTL)
 	in.flag(fKeyRequesterMatches, k.RequesterMatches)
-	in.in(o, keyTerm)
+	in.in(keyTerm)
 }
 
 func (t *terms) binding(b sealed.Binding) *ast.Term {

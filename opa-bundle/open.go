@@ -66,7 +66,7 @@ func load(ctx context.Context, files []file, cfg *bundle.VerificationConfig, lim
 	if err != nil {
 		return nil, err
 	}
-	queries, err := prepare(compiler, store)
+	queries, err := prepare(compiler, store, wordsOf(compiler, parsed.Data))
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +124,7 @@ func compile(ctx context.Context, b bundle.Bundle) (*ast.Compiler, storage.Store
 }
 
 // prepare makes one query per question. Every bundle answers the first two.
-func prepare(compiler *ast.Compiler, store storage.Store) (map[string]*query, error) {
+func prepare(compiler *ast.Compiler, store storage.Store, known words) (map[string]*query, error) {
 	queries := map[string]*query{}
 	for i, question := range []string{sealed.QuestionAuthz, sealed.QuestionApproval, QuestionDispatch, QuestionDirective} {
 		ref, err := ast.ParseRef("data." + question)
@@ -134,7 +134,7 @@ func prepare(compiler *ast.Compiler, store storage.Store) (map[string]*query, er
 		if i >= 2 && len(compiler.GetRulesExact(ref)) == 0 {
 			continue
 		}
-		if queries[question], err = newQuery(compiler, store, ref); err != nil {
+		if queries[question], err = newQuery(compiler, store, known, ref); err != nil {
 			return nil, err
 		}
 	}

@@ -109,14 +109,16 @@ const (
 
 func (s fieldSet) has(f field) bool { return s&(1<<f) != 0 }
 
-// inputReads returns every field of sealed.Input that a policy could read.
+// inputReads returns every field of sealed.Input that a policy could read when
+// it is asked for the document at ref.
 //
-// It looks at all references of all rules, whatever they depend on. A constant
+// It looks at all references of all rules in all packages that the question
+// can reach, whatever they depend on. A constant
 // reference below input reads that field; one that goes on with a variable, or
 // stops early, reads everything below where it stops; input by itself, in any
 // place, reads everything. A rule can learn of its input in no other way, so
 // an input without the other fields gives the same answer.
-func inputReads(compiler *ast.Compiler) fieldSet {
+func inputReads(compiler *ast.Compiler, ref ast.Ref) fieldSet {
 	var reads fieldSet
 	var visit func(*ast.Term) bool
 	visit = func(t *ast.Term) bool {
@@ -137,10 +139,53 @@ func inputReads(compiler *ast.Compiler) fieldSet {
 		}
 		return false
 	}
-	for _, m := range compiler.Modules {
+	for _, m := range reached(compiler, ref) {
 		ast.WalkTerms(m, visit)
 	}
 	return reads
+}
+
+// reached returns the modules whose rules a reference can have a part in: those
+// of its package, of packages above and below it, and so on for every reference
+// of these modules. A reference counts up to its first variable; data by itself
+// reaches everything.
+func reached(compiler *ast.Compiler, ref ast.Ref) []*ast.Module {
+	var out []*ast.Module
+	seen := map[*ast.Module]bool{}
+	var follow func(ast.Ref)
+	var visit func(*ast.Term) bool
+	visit = func(t *ast.Term) bool {
+		switch v := t.Value.(type) {
+		case ast.Var:
+			if v.Equal(ast.DefaultRootDocument.Value) {
+				follow(ast.DefaultRootRef)
+			}
+		case ast.Ref:
+			if !v.HasPrefix(ast.DefaultRootRef) {
+				return false
+			}
+			follow(v)
+			for _, operand := range v[1:] {
+				ast.WalkTerms(operand, visit)
+			}
+			return true
+		}
+		return false
+	}
+	follow = func(ref ast.Ref) {
+		ref = ref.ConstantPrefix()
+		for _, m := range compiler.Modules {
+			if path := m.Package.Path; !seen[m] && (ref.HasPrefix(path) || path.HasPrefix(ref)) {
+				seen[m] = true
+				out = append(out, m)
+				for _, rule := range m.Rules {
+					ast.WalkTerms(rule, visit)
+				}
+			}
+		}
+	}
+	follow(ref)
+	return out
 }
 
 // fieldsAt returns the fields that a path below input reaches.

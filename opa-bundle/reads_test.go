@@ -76,7 +76,7 @@ func TestInputReads(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			tree := policies(allowRule)
-			tree["sealed/more.rego"] = &fstest.MapFile{Data: []byte("package sealed.more\n\n" + tc.rule + "\n")}
+			tree["sealed/more.rego"] = &fstest.MapFile{Data: []byte("package sealed.authz\n\n" + tc.rule + "\n")}
 			raw, err := Build(context.Background(), tree, testManifest())
 			if err != nil {
 				t.Fatal(err)
@@ -86,6 +86,36 @@ func TestInputReads(t *testing.T) {
 				if got.has(field(f)) != tc.want.has(field(f)) {
 					t.Errorf("%s: read %v, want %v", path, got.has(field(f)), tc.want.has(field(f)))
 				}
+			}
+		})
+	}
+}
+
+// What only other questions read is not given to this one.
+func TestInputReadsOfOtherPackages(t *testing.T) {
+	for name, tc := range map[string]struct {
+		rule string
+		want fieldSet
+	}{
+		"unreached":               {`x := 1`, fields(fPhase)},
+		"reached":                 {`x if data.sealed.more.y`, fields(fPhase, fTenant)},
+		"reached through another": {`x if data.sealed.other.z`, fields(fPhase, fRunID, fTenant)},
+		"dynamic":                 {`x if { some p; data.sealed[p].y }`, fields(fPhase, fRunID, fTenant)},
+		"below a package":         {`x if data.sealed.more.y.deep[input.phase]`, fields(fPhase, fTenant)},
+		"an operand":              {`x if {"a": 1}[data.sealed.more.y]`, fields(fPhase, fTenant)},
+		"replaced":                {`x if count([1]) == 1 with count as data.sealed.more.f`, fields(fPhase, fTenant)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tree := policies(allowRule)
+			tree["sealed/authz/more.rego"] = &fstest.MapFile{Data: []byte("package sealed.authz\n\nphase := input.phase\n\n" + tc.rule + "\n")}
+			tree["sealed/more/more.rego"] = &fstest.MapFile{Data: []byte("package sealed.more\n\ny := input.tenant\n\nf(_) := 1\n")}
+			tree["sealed/other/other.rego"] = &fstest.MapFile{Data: []byte("package sealed.other\n\nz if data.sealed.more.y == input.run.id\n")}
+			raw, err := Build(context.Background(), tree, testManifest())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := open(t, raw, patient).queries[sealed.QuestionAuthz].reads; got != tc.want {
+				t.Errorf("read %b, want %b", got, tc.want)
 			}
 		})
 	}

@@ -14,8 +14,8 @@
 //
 // Facts are rules of their own, each with a reason for when it is missing. A
 // policy that is asked often may state the usual case once more, in one linear
-// rule before the complete one (_clear in sealed/authz): it must allow nothing
-// that the complete rule does not, and a test must compare the two. Rules that
+// rule that is tried first (_usual in sealed/authz): it must allow nothing that
+// the complete rules do not, and a test must compare the two. Rules that
 // read few fields of the input cost less: what no rule of a bundle reads is not
 // given to it, and keys that differ in nothing else are decided once.
 //

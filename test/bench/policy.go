@@ -66,7 +66,7 @@ func NewDecider(ctx context.Context, effect sealed.Effect) (*Decider, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Decider{bundle: bundle, input: question()}
+	d := &Decider{bundle: bundle, input: Question()}
 	switch effect {
 	case sealed.EffectRequireApproval:
 		d.input.Key.Risk = sealed.RiskHigh
@@ -84,25 +84,32 @@ func (d *Decider) Decide(ctx context.Context) sealed.Decision {
 	return d.bundle.Decide(ctx, sealed.QuestionAuthz, d.input, d.input.Time)
 }
 
-// DecideAll decides a run's n keys at once. Each has a name and a path of its
-// own; by lifetime and risk they are of five kinds.
+// DecideAll decides a run's n keys, those of Uses, at once.
 func (d *Decider) DecideAll(ctx context.Context, n int) []sealed.Decision {
+	return d.bundle.DecideAll(ctx, *d.input, Uses(n), d.input.Time)
+}
+
+// Uses are n keys of a run. Each has a name and a path of its own; by lifetime
+// and risk, which is all that the policy can tell, they are of eight kinds.
+func Uses(n int) []opabundle.Use {
+	in := Question()
 	uses := make([]opabundle.Use, n)
 	for i := range uses {
-		k := d.input.Key
+		k := in.Key
 		k.Name = sealed.KeyName(fmt.Sprintf("KEY_%d", i))
 		k.Bindings = []sealed.Binding{{Host: "api.github.com", Methods: []string{"GET"}, Paths: []string{"/repos/acme/" + string(k.Name)}, Header: "Authorization", Format: "Bearer {}"}}
 		k.TTL = int64(600 + 60*(i%4))
 		if i%5 == 0 {
 			k.Risk = sealed.RiskHigh
 		}
-		uses[i] = opabundle.Use{Profile: d.input.Profile, Key: k}
+		uses[i] = opabundle.Use{Profile: in.Profile, Key: k}
 	}
-	return d.bundle.DecideAll(ctx, *d.input, uses, d.input.Time)
+	return uses
 }
 
-// question has every field set that a real call of the engine sets.
-func question() *sealed.Input {
+// Question is a request that the default policy allows. It has every field set
+// that a real call of the engine sets.
+func Question() *sealed.Input {
 	return &sealed.Input{
 		Phase: "issue", Time: time.Now().UTC(), Tenant: "acme", Reason: "to open the pull request",
 		Requester: sealed.Requester{EntityID: "e-1", Name: "ann", Person: "ann@acme.test", Groups: []string{"release-eng"}, Claims: map[string]string{"repository": "acme/api"}},

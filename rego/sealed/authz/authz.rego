@@ -11,9 +11,10 @@ package sealed.authz
 # METADATA
 # title: The decision
 # description: |
-#   One object: effect, reasons (constant codes, sorted) and obligations.
-#   The allow and require_approval branches come first because they are the
-#   usual ones; the list of denials is computed only when a fact is missing.
+#   One object: effect, reasons (constant codes, sorted) and obligations. The
+#   first branch that holds answers. The first two are the usual uses, decided
+#   fast; they say nothing that the two after them, which are complete, do not,
+#   and a test compares them. The denials are listed only when a fact is missing.
 # entrypoint: true
 default decision := {
 	"effect": "deny",
@@ -22,6 +23,26 @@ default decision := {
 }
 
 decision := {
+	"effect": "allow",
+	"reasons": [],
+	"obligations": {"ttl": ttl, "delivery": "proxy", "approvals": {}, "egress": object.get({"none": "bound"}, [input.run.network], "")},
+} if {
+	input.key.risk == "low"
+	_usual == true
+	ttl := min([input.key.ttl, input.key.max_ttl, 3600])
+	ttl > 0
+} else := {
+	"effect": "require_approval",
+	"reasons": ask.reasons,
+	"obligations": {"ttl": ttl, "delivery": "proxy", "approvals": ask.approvals, "egress": object.get({"none": "bound"}, [input.run.network], "")},
+} if {
+	_usual == true
+	ask := _ask[input.key.risk]
+	input.run.isolation in {"own_uid", "container", "pod", "lambda"} # _isolated
+	input.run.assurance == "attested" # _attested
+	ttl := min([input.key.ttl, input.key.max_ttl, 900])
+	ttl > 0
+} else := {
 	"effect": "allow",
 	"reasons": [],
 	"obligations": {
@@ -35,11 +56,11 @@ decision := {
 	input.key.risk == "low"
 } else := {
 	"effect": "require_approval",
-	"reasons": [ask.reason],
+	"reasons": ask.reasons,
 	"obligations": {
 		"ttl": min([input.key.ttl, input.key.max_ttl, 900]),
 		"delivery": "proxy",
-		"approvals": {"quorum": ask.quorum, "groups": ["sealed-approvers"], "ttl": 900},
+		"approvals": ask.approvals,
 		"egress": _egress,
 	},
 } if {
@@ -49,44 +70,37 @@ decision := {
 	count(_denials) > 0
 }
 
-# _clear says that every fact holds. The first two rules are the usual uses,
-# decided fast: each line states, in place, one of the ways in which a fact of
-# facts.rego can hold, because a call of a rule costs more than all comparisons
-# of one of these rules. They allow nothing that the third, which is complete,
-# does not; a test compares them. OPA's index picks them by the key's lists.
+# The facts of a usual use but those about risk and TTL: each line states, in
+# place, one of the ways in which a fact of facts.rego can hold, because a call
+# of a rule costs more than all comparisons here. OPA's index picks the rule by
+# the key's lists.
 
-# A key of low risk under proxy that does not narrow its profile.
-_clear if {
+# A key under proxy that does not narrow its profile.
+_usual if {
 	input.key.workflows == []
 	input.key.tags == []
-	input.key.risk == "low" # _fits_risk
 	input.key.delivery == "proxy" # _no_opaque_tunnel
 	input.key.requester_matches == true
 	input.run.mode == "jit"
 	input.run.workflow_proven == true # _workflow_proven
 	input.agent.name == input.key.agents[_] # _agent_listed
 	input.run.workflow == input.profile.allowed_workflows[_] # _profile_takes_workflow
-	every tag in input.run.tags { tag.proven == true } # _tags_proven
-	input.key.ttl > 0
-	input.key.max_ttl > 0
-	_identity_present
+	input.run.tags == [tag | some tag in input.run.tags; tag.proven == true] # _tags_proven
+	_identity_present == true
 }
 
 # The same key, narrowed to this workflow and to a tag of the run.
-_clear if {
+_usual if {
 	input.run.workflow == input.key.workflows[_] # _key_takes_workflow
 	input.run.tags[_].name == input.key.tags[_] # _key_takes_tags, proven below
-	input.key.risk == "low"
 	input.key.delivery == "proxy"
 	input.key.requester_matches == true
 	input.run.mode == "jit"
 	input.run.workflow_proven == true
 	input.agent.name == input.key.agents[_]
 	input.run.workflow == input.profile.allowed_workflows[_]
-	every tag in input.run.tags { tag.proven == true }
-	input.key.ttl > 0
-	input.key.max_ttl > 0
-	_identity_present
+	input.run.tags == [tag | some tag in input.run.tags; tag.proven == true]
+	_identity_present == true
 }
 
 # Every fact. denials.rego names the reason for each fact that is missing; a
@@ -116,15 +130,15 @@ _fits_risk if {
 	_attested
 }
 
-# How many persons a risk asks for, and why.
+# What a risk asks for: how many persons, and why.
 _ask := {
 	"high": {
-		"quorum": 1,
-		"reason": {"code": "risk_high", "msg": "the key is of high risk: one person must approve"},
+		"reasons": [{"code": "risk_high", "msg": "the key is of high risk: one person must approve"}],
+		"approvals": {"quorum": 1, "groups": ["sealed-approvers"], "ttl": 900},
 	},
 	"critical": {
-		"quorum": 2,
-		"reason": {"code": "risk_critical", "msg": "the key is of critical risk: two persons must approve"},
+		"reasons": [{"code": "risk_critical", "msg": "the key is of critical risk: two persons must approve"}],
+		"approvals": {"quorum": 2, "groups": ["sealed-approvers"], "ttl": 900},
 	},
 }
 

@@ -76,6 +76,8 @@ test_usual if {
 			{"run": {"mode": "bare"}},
 			{"run": {"workflow_proven": false}},
 			{"run": {"tags": [{"name": "production", "proven": true}, {"name": "x", "proven": false}]}},
+			{"run": {"tags": [{"name": "production", "proven": true}, {"name": "x"}]}},
+			{"run": {"tags": "production"}},
 			{"profile": {"allowed_workflows": ["build"]}},
 			{"agent": {"name": "codex"}},
 			{"key": {"risk": "none"}},

@@ -25,7 +25,22 @@ test_obligations_low if {
 	}
 }
 
-test_egress_free if _decide({"run": {"network": "full"}}).obligations.egress == ""
+# As a usual use, and as one that is not.
+test_egress_bound if {
+	every risk in ["low", "high"] {
+		_decide({"key": {"risk": risk}}).obligations.egress == "bound"
+		_decide({"key": {"risk": risk}, "profile": {"allowed_workflows": ["*"]}}).obligations.egress == "bound"
+	}
+}
+
+test_egress_free if {
+	every risk in ["low", "high"] {
+		every network in ["full", "allowlist", "", null, []] {
+			_decide({"key": {"risk": risk}, "run": {"network": network}}).obligations.egress == ""
+			_decide({"key": {"risk": risk}, "run": {"network": network}, "profile": {"allowed_workflows": ["*"]}}).obligations.egress == ""
+		}
+	}
+}
 
 test_ttl_is_the_least if {
 	_decide({"key": {"ttl": 300, "max_ttl": 200}}).obligations.ttl == 200
