@@ -34,7 +34,6 @@ type guest struct {
 
 	mu     sync.Mutex
 	asked  []sealed.RunID
-	said   int
 	heard  []string
 	silent bool // its init says nothing
 }
