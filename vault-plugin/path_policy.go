@@ -85,6 +85,12 @@ func bundleField(d *framework.FieldData) ([]byte, error) {
 	return raw, nil
 }
 
+// rejected logs why a bundle was refused. body is what else there is to say.
+func (b *backend) rejected(ctx context.Context, req *logical.Request, raw []byte, why string, body map[string]any) error {
+	body["why"], body["digest"] = why, digestOfBundle(raw)
+	return b.change(ctx, req, "bundle.rejected", body)
+}
+
 // policyWrite keeps the bundle in force on every refusal, and logs why.
 func (b *backend) policyWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (map[string]any, error) {
 	raw, err := bundleField(d)
@@ -99,8 +105,7 @@ func (b *backend) policyWrite(ctx context.Context, req *logical.Request, d *fram
 	}
 	next, bundle, why, err := b.acceptBundle(ctx, req.Storage, row, raw)
 	if why != "" {
-		body := map[string]any{"why": why, "digest": digestOfBundle(raw)}
-		return nil, errors.Join(err, b.change(ctx, req, "bundle.rejected", body))
+		return nil, errors.Join(err, b.rejected(ctx, req, raw, why, map[string]any{}))
 	}
 	if err != nil {
 		return nil, err

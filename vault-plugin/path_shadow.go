@@ -71,8 +71,7 @@ func (b *backend) shadowWrite(ctx context.Context, req *logical.Request, d *fram
 		why, err = "in_force", fmt.Errorf("uploading bundle: it is in force already: %w", sealed.ErrInvalid)
 	}
 	if why != "" {
-		body := map[string]any{"why": why, "digest": digestOfBundle(raw), "as": "shadow"}
-		return nil, errors.Join(err, b.change(ctx, req, "bundle.rejected", body))
+		return nil, errors.Join(err, b.rejected(ctx, req, raw, why, map[string]any{"as": "shadow"}))
 	}
 	if err != nil {
 		return nil, err

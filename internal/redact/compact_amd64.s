@@ -10,6 +10,24 @@ TEXT ·cpuFeatures(SB), NOSPLIT, $0-4
 	MOVL CX, ret+0(FP)
 	RET
 
+// PUSH pushes the bytes of X0 that AX names together, each half by itself, and
+// writes them.
+#define PUSH \
+	MOVBLZX AX, R10; \
+	SHRL    $8, AX; \
+	MOVOA   X0, X1; \
+	PSRLDQ  $8, X0; \
+	MOVQ    96(BX)(R10*8), X2; \
+	MOVQ    96(BX)(AX*8), X3; \
+	POPCNTL R10, R10; \
+	POPCNTL AX, AX; \
+	PSHUFB  X2, X1; \
+	PSHUFB  X3, X0; \
+	MOVQ    X1, (DI); \
+	ADDQ    R10, DI; \
+	MOVQ    X0, (DI); \
+	ADDQ    AX, DI
+
 // func compactBlocks(dst, src *byte, n int, t *compactTables) (read, kept int)
 //
 // A block is read only if n has 16 bytes more, and leaves 16 characters at most, so that dst needs no more than n bytes: what a block writes too much is where
@@ -62,21 +80,7 @@ block:
 	XORL     $0xFFFF, DX // special bytes
 	JNZ      special
 
-	// Push the kept ones of each half together.
-	MOVBLZX AX, R10
-	SHRL    $8, AX
-	MOVOA   X0, X1
-	PSRLDQ  $8, X0
-	MOVQ    96(BX)(R10*8), X2
-	MOVQ    96(BX)(AX*8), X3
-	POPCNTL R10, R10
-	POPCNTL AX, AX
-	PSHUFB  X2, X1
-	PSHUFB  X3, X0
-	MOVQ    X1, (DI)
-	ADDQ    R10, DI
-	MOVQ    X0, (DI)
-	ADDQ    AX, DI
+	PUSH
 	ADDQ    $16, SI
 	SUBQ    $16, CX
 	JMP     block
@@ -89,20 +93,7 @@ special:
 	NOTL    DX
 	ANDL    DX, R12
 	ANDL    R12, AX
-	MOVBLZX AX, R10
-	SHRL    $8, AX
-	MOVOA   X0, X1
-	PSRLDQ  $8, X0
-	MOVQ    96(BX)(R10*8), X2
-	MOVQ    96(BX)(AX*8), X3
-	POPCNTL R10, R10
-	POPCNTL AX, AX
-	PSHUFB  X2, X1
-	PSHUFB  X3, X0
-	MOVQ    X1, (DI)
-	ADDQ    R10, DI
-	MOVQ    X0, (DI)
-	ADDQ    AX, DI
+	PUSH
 	ADDQ    R11, SI
 
 done:
