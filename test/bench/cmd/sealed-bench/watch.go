@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"sealed.dev/sealed/internal/sealed"
+	"sealed.dev/sealed/internal/vaultclient"
 	"sealed.dev/sealed/test/bench"
 )
 
@@ -46,14 +47,20 @@ func (t *tenant) watchRows(ctx context.Context, percent int) ([]bench.Row, error
 			crews[i].Epoch = max(crews[i].Epoch, rev.Epoch)
 		}
 	}
+	// As sealed-init does: with the token of a run.
+	c, err := t.root.WithToken(t.door.token)
+	if err != nil {
+		return nil, err
+	}
+	agent := c.Engine(guestMount)
 	var idle, busy bench.Sample
 	for range 3 {
-		n, err := t.watching(ctx, crews, sealed.Duration(time.Second), 3*time.Second)
+		n, err := watching(ctx, agent, crews, sealed.Duration(time.Second), 3*time.Second)
 		if err != nil {
 			return nil, err
 		}
 		idle.Add(n)
-		if n, err = t.watching(ctx, crews[:crowd], 0, time.Second); err != nil {
+		if n, err = watching(ctx, agent, crews[:crowd], 0, time.Second); err != nil {
 			return nil, err
 		}
 		busy.Add(n)
@@ -75,7 +82,7 @@ func (t *tenant) silence(ctx context.Context) error {
 
 // watching lets every host watch for so long, and returns the calls per second
 // of all.
-func (t *tenant) watching(ctx context.Context, crews []sealed.HostWatchRequest, wait sealed.Duration, long time.Duration) (float64, error) {
+func watching(ctx context.Context, agent *vaultclient.Engine, crews []sealed.HostWatchRequest, wait sealed.Duration, long time.Duration) (float64, error) {
 	var all sync.WaitGroup
 	var calls atomic.Int64
 	errs := make([]error, len(crews))
@@ -84,7 +91,7 @@ func (t *tenant) watching(ctx context.Context, crews []sealed.HostWatchRequest, 
 		r.Wait = wait
 		all.Go(func() {
 			for time.Since(start) < long {
-				if _, errs[i] = t.operator.WatchHost(ctx, r); errs[i] != nil {
+				if _, errs[i] = agent.WatchHost(ctx, r); errs[i] != nil {
 					return
 				}
 				calls.Add(1)
