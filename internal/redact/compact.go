@@ -2,8 +2,8 @@ package redact
 
 // compactTables is what compactBlocks classifies bytes and pushes characters together with. The assembly knows the offsets of the fields.
 //
-// Two loops are in assembly, because a compiler does not make them from Go: this one, and that of class.skip. Each has a twin in Go, foldPairs and the second
-// loop of skip, which other processors run and with which fuzz targets compare it. What is special, and what a hit is, is decided in Go for both. Neither loop
+// Two loops are in assembly, because a compiler does not make them from Go: this one, and that of sieve.sift. Each has a twin in Go, foldPairs and
+// siftFour, which other processors run and with which fuzz targets compare it. What is special, and what a hit is, is decided in Go for both. Neither loop
 // calls anything, keeps anything or has a branch that depends on more than "stop here". They read and write only within the slices of which their callers pass
 // the beginning and the length, and those lengths are checked where they are called.
 //

@@ -2,12 +2,53 @@
 
 #include "textflag.h"
 
-// func cpuFeatures() uint32
-TEXT ·cpuFeatures(SB), NOSPLIT, $0-4
-	MOVL $1, AX
+// Of siftBlocks, whose registers are named there:
+//
+// HASH makes h, a load, its hash, and word the word of it. BIT leaves in to, as bit 0, the bit of word that h rotated by n names.
+#define HASH(h, word) \
+	ANDQ  R11, h; \
+	ORQ   R12, h; \
+	IMULQ R13, h; \
+	RORXQ $40, h, word; \
+	ANDQ  R10, word; \
+	MOVQ  (DI)(word*8), word
+
+#define BIT(n, h, word, to) \
+	RORXQ n, h, to; \
+	SHRXQ to, word, to
+
+// SAMPLE tests two bits and adds the outcome to BX.
+#define SAMPLE \
+	HASH(AX, DX); \
+	BIT($58, AX, DX, R14); \
+	BIT($34, AX, DX, AX); \
+	ANDQ AX, R14; \
+	ORQ  R14, BX
+
+// FIND tests all three bits, writes the place, which counts if they are set, and goes on to the next one.
+#define FIND \
+	MOVQ (SI), AX; \
+	HASH(AX, DX); \
+	BIT($58, AX, DX, BX); \
+	BIT($34, AX, DX, R14); \
+	ANDQ R14, BX; \
+	BIT($28, AX, DX, R14); \
+	ANDQ R14, BX; \
+	ANDL $1, BX; \
+	MOVQ SI, AX; \
+	SUBQ p+0(FP), AX; \
+	MOVL AX, (R15); \
+	LEAQ (R15)(BX*4), R15; \
+	ADDQ R8, SI
+
+// func cpuid(leaf uint32) (a, b, c uint32)
+TEXT ·cpuid(SB), NOSPLIT, $0-20
+	MOVL leaf+0(FP), AX
 	XORL CX, CX
 	CPUID
-	MOVL CX, ret+0(FP)
+	MOVL AX, a+8(FP)
+	MOVL BX, b+12(FP)
+	MOVL CX, c+16(FP)
 	RET
 
 // PUSH pushes the bytes of X0 that AX names together, each half by itself, and
@@ -103,62 +144,60 @@ done:
 	MOVQ DI, kept+40(FP)
 	RET
 
-// func sampleBlocks(p *byte, n, s int, bits *uint64, most, mask uint64) int
+// func siftBlocks(p *byte, i, n, s int, bits *uint64, most, mask uint64, found *uint32) (count, next int)
 //
-// The last place that is read is 3s after one that is at most n-8-3s, so that eight bytes are left.
+// The last place that is read is 3s after one that is at most n-8-3s, so that eight bytes are left. Four places are written at a time, and only as long as found
+// has room for them.
 //
-// Registers: SI is the place, CX the last one with four samples, R8 and R9 are s and 3s, DI are the bits, R10, R11, R12, R13 the constants of the hash.
-// BT takes a bit number modulo 64.
-#define SAMPLE(h, word, yes) \
-	ANDQ R11, h;            \
-	ORQ  R12, h;            \
-	IMULQ R13, h;           \
-	MOVQ h, word;           \
-	SHRQ $40, word;         \
-	ANDQ R10, word;         \
-	MOVQ (DI)(word*8), word; \
-	MOVQ h, yes;            \
-	SHRQ $58, yes;          \
-	SHRQ $34, h;            \
-	BTQ  yes, word;         \
-	SBBQ yes, yes;          \
-	BTQ  h, word;           \
-	SBBQ h, h;              \
-	ANDQ h, yes
-
-TEXT ·sampleBlocks(SB), NOSPLIT, $0-56
+// Registers: SI is the place, CX the last one with four samples, R8 and R9 are s and 3s, DI are the bits, R10, R11, R12, R13 the constants of the hash, R15 is
+// where the next place is written. SHRX takes a count modulo 64.
+TEXT ·siftBlocks(SB), NOSPLIT, $0-80
 	MOVQ p+0(FP), SI
-	MOVQ n+8(FP), CX
-	MOVQ s+16(FP), R8
-	MOVQ bits+24(FP), DI
-	MOVQ most+32(FP), R10
-	MOVQ mask+40(FP), R11
+	MOVQ n+16(FP), CX
+	MOVQ s+24(FP), R8
+	MOVQ bits+32(FP), DI
+	MOVQ most+40(FP), R10
+	MOVQ mask+48(FP), R11
+	MOVQ found+56(FP), R15
 	MOVQ $0x2020202020202020, R12
 	MOVQ $0x9E3779B97F4A7C15, R13
 	LEAQ (R8)(R8*2), R9
 	SUBQ R9, CX
 	SUBQ $8, CX
 	ADDQ SI, CX
+	ADDQ i+8(FP), SI
 
 four:
-	CMPQ SI, CX
-	JHI  end
-	MOVQ (SI), AX
-	SAMPLE(AX, DX, BX)
-	MOVQ (SI)(R8*1), AX
-	SAMPLE(AX, DX, R14)
-	ORQ  R14, BX
-	MOVQ (SI)(R8*2), AX
-	SAMPLE(AX, DX, R14)
-	ORQ  R14, BX
-	MOVQ (SI)(R9*1), AX
-	SAMPLE(AX, DX, R14)
-	ORQ  R14, BX
-	JNZ  end
-	LEAQ (SI)(R8*4), SI
-	JMP  four
+	CMPQ  SI, CX
+	JHI   end
+	XORL  BX, BX
+	MOVQ  (SI), AX
+	SAMPLE
+	MOVQ  (SI)(R8*1), AX
+	SAMPLE
+	MOVQ  (SI)(R8*2), AX
+	SAMPLE
+	MOVQ  (SI)(R9*1), AX
+	SAMPLE
+	TESTL $1, BX
+	JNZ   some
+	LEAQ  (SI)(R8*4), SI
+	JMP   four
+
+some:
+	FIND
+	FIND
+	FIND
+	FIND
+	MOVQ found+56(FP), AX
+	ADDQ $240, AX // room for four of 64
+	CMPQ R15, AX
+	JLS  four
 
 end:
 	SUBQ p+0(FP), SI
-	MOVQ SI, ret+48(FP)
+	SUBQ found+56(FP), R15
+	SHRQ $2, R15
+	MOVQ R15, count+64(FP)
+	MOVQ SI, next+72(FP)
 	RET

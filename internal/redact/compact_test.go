@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -19,6 +20,7 @@ func anyProcessor(t testing.TB, set *Set) *Set {
 		for i := range x.classes {
 			x.classes[i].wide = false
 		}
+		x.heads.eight.wide = false
 	}
 	return set
 }
@@ -111,10 +113,11 @@ func FuzzCompact(f *testing.F) {
 	})
 }
 
-// FuzzSkip: what tells where a gram may be says the same in both ways, and passes over no place where one is.
-func FuzzSkip(f *testing.F) {
+// FuzzSift: what tells where a gram may be says the same in both ways, names each such place once and passes over none.
+func FuzzSift(f *testing.F) {
 	f.Add([]byte("some text ghp_9fKq2LmZx7RtVb4NwYc8 and more of it, as there would be"), uint16(0), uint64(1))
 	f.Add(bytes.Repeat([]byte("x"), 100), uint16(3), uint64(2))
+	f.Add(bytes.Repeat([]byte(alnumValue), 100), uint16(1), uint64(3))
 	f.Fuzz(func(t *testing.T, p []byte, at uint16, seed uint64) {
 		r := rand.New(rand.NewPCG(seed, 21))
 		set := setOf(t, "A", randomValue(r, 20+r.IntN(9)), "B", randomValue(r, 8+r.IntN(8)), "C", "q7"+alnumValue)
@@ -124,22 +127,107 @@ func FuzzSkip(f *testing.F) {
 		}
 		p = plant(set, p, r)
 		for _, x := range []*index{n.exact, n.folded} {
-			for _, c := range x.classes {
-				i := min(int(at), len(p))
-				got := c.skip(p, i)
+			for _, c := range append(x.classes, class{sieve: x.heads.eight, q: 8, s: 1, mask: ^uint64(0)}) {
 				plain := c
 				plain.wide = false
-				if want := plain.skip(p, i); got != want {
+				i := min(int(at), len(p))
+				got, want := siftAll(t, &c, p, i), siftAll(t, &plain, p, i)
+				if !slices.Equal(got, want) {
 					t.Fatalf("%q from %d by %d: %d, want %d", p, i, c.s, got, want)
 				}
-				for ; i < got; i += c.s {
-					if c.may(c.hash(binary.LittleEndian.Uint64(p[i:]))) {
-						t.Fatalf("%q: passes over %d", p, i)
+				var each []int
+				for ; i+c.q <= len(p); i += c.s {
+					if c.may(c.hash(load(p, i))) {
+						each = append(each, i)
 					}
+				}
+				if !slices.Equal(got, each) {
+					t.Fatalf("%q: %d, one by one %d", p, got, each)
 				}
 			}
 		}
 	})
+}
+
+// siftAll returns all places from i on that pass the sieve of c, and checks that each step gets on.
+func siftAll(t *testing.T, c *class, p []byte, i int) (all []int) {
+	for i+c.q <= len(p) {
+		var found places
+		n, next := c.sift(p, i, &found)
+		if next <= i || (next-i)%c.s != 0 {
+			t.Fatalf("from %d by %d: goes on at %d", i, c.s, next)
+		}
+		for _, at := range found[:n] {
+			all = append(all, int(at))
+		}
+		i = next
+	}
+	return all
+}
+
+// Every gram that was put into buckets is found by its hash, however many are in one, and a tag that is not there matches nothing but by chance.
+func TestBuckets(t *testing.T) {
+	r := rand.New(rand.NewPCG(6, 6))
+	const shift = 62 // four of them
+	buckets, hashes := make([]bucket, 4), make([]uint64, 200)
+	for id := range hashes {
+		if hashes[id] = r.Uint64(); id%3 == 1 {
+			hashes[id] = hashes[id-1]
+		}
+		buckets = put(buckets, shift, hashes[id], gramAt(uint32(id), id%40))
+	}
+	held := func(h uint64) (ids []uint32) {
+		for b := &buckets[h>>shift]; ; b = &buckets[b.next] {
+			for m := b.match(tagOf(h)) &^ more; m != 0; m &= m - 1 {
+				g := b.grams[which(m)]
+				if g.from() != int(g.id())%40 {
+					t.Fatalf("gram %d from %d", g.id(), g.from())
+				}
+				ids = append(ids, g.id())
+			}
+			if b.next == 0 {
+				return ids
+			}
+		}
+	}
+	for id, h := range hashes {
+		if !slices.Contains(held(h), uint32(id)) {
+			t.Fatalf("gram %d is lost", id)
+		}
+		if n := len(held(h ^ 0xff<<20)); n > 20 {
+			t.Errorf("a tag that is not there matches %d grams", n)
+		}
+	}
+}
+
+// What shortCSI takes at once is what controlLen takes byte by byte.
+func TestShortCSI(t *testing.T) {
+	r := rand.New(rand.NewPCG(8, 8))
+	taken := 0
+	for range 1 << 16 {
+		p := []byte("\x1b[31;0m x~")
+		for range r.IntN(4) {
+			p[2+r.IntN(8)] = byte(r.Uint32())
+		}
+		want := 1
+		for i, c := range p[2:] {
+			if c < 0x20 || c > 0x3f {
+				if c >= 0x40 && c <= 0x7e {
+					want = i + 3
+				}
+				break
+			}
+		}
+		if got := shortCSI(binary.LittleEndian.Uint64(p[2:])); got != want && (got != 0 || want != 1) && want <= 10 {
+			t.Fatalf("%q: %d, want %d", p, got, want)
+		}
+		if controlLen(p) > 1 {
+			taken++
+		}
+	}
+	if taken == 0 {
+		t.Error("none is a control sequence")
+	}
 }
 
 // A processor without either finds the same.

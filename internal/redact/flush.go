@@ -26,12 +26,13 @@ func (s *stream) flush() error {
 	if s.steady {
 		return nil
 	}
-	s.release(s.flushable())
+	exact, folded := s.liveExact(s.end()), s.folded.live()
+	s.release(s.flushable(exact, folded))
 	if len(s.masks) > 0 && s.masks[0].start < s.done {
 		s.release(s.masks[0].end)
 	}
 	s.folded.floor = max(s.folded.floor, s.done)
-	s.remember()
+	s.remember(exact, s.foldedFrom(folded))
 	return nil
 }
 
@@ -45,19 +46,18 @@ func (s *stream) endRecord() error {
 	}
 	s.shrink()
 	s.release(s.end())
-	s.remember()
+	s.remember(s.live())
 	return nil
 }
 
-// flushable returns the first byte that Flush holds back: step 1 of the plan.
-func (s *stream) flushable() int64 {
-	exact := s.liveExact(s.end())
+// flushable returns the first byte that Flush holds back, for the offset and the character where the longest live matches begin: step 1 of the plan.
+func (s *stream) flushable(exact int64, first int) int64 {
 	exact = s.end() - int64(s.exact.x.withheld(s.buf[exact-s.base:], 0))
 	f, folded, undecided := &s.folded, s.end(), 0
 	if f.next < s.end() {
 		undecided = 1
 	}
-	if n := f.x.withheld(f.text[f.live():], undecided); n > 0 {
+	if n := f.x.withheld(f.text[first:], undecided); n > 0 {
 		folded = f.offset(len(f.text) - n)
 	}
 	return max(min(exact, folded), s.done)
@@ -84,11 +84,16 @@ func (x *index) beginsShort(t []byte) bool {
 
 // live returns where the longest live match of each view begins, which may be before done, or if there is none, where the view ends.
 func (s *stream) live() (exact, folded int64) {
+	return s.liveExact(s.end()), s.foldedFrom(s.folded.live())
+}
+
+// foldedFrom returns the offset of a character of the folded view.
+func (s *stream) foldedFrom(i int) int64 {
 	f := &s.folded
-	if i := f.live(); i < len(f.text) {
-		return s.liveExact(s.end()), max(f.offset(i), s.base) // of what backspaces have mended the bytes may be gone
+	if i < len(f.text) {
+		return max(f.offset(i), s.base) // of what backspaces have mended the bytes may be gone
 	}
-	return s.liveExact(s.end()), f.next
+	return f.next
 }
 
 // liveExact returns where the longest live match of the exact view begins, if that is before the given offset; otherwise that.
@@ -99,9 +104,8 @@ func (s *stream) liveExact(before int64) int64 {
 	return s.exact.live(s.buf, s.base, s.base, before)
 }
 
-// remember keeps the bytes of live matches that went out in part: step 2 of the plan.
-func (s *stream) remember() {
-	exact, folded := s.live()
+// remember keeps the bytes of live matches that went out in part: step 2 of the plan. The offsets are those of live.
+func (s *stream) remember(exact, folded int64) {
 	if s.keep = min(exact, folded); s.keep >= s.done {
 		s.keep = math.MaxInt64
 	}

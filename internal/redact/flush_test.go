@@ -163,6 +163,30 @@ func TestFlushOpening(t *testing.T) {
 	}
 }
 
+// TestFlushThenMended: what was no beginning of a value when Flush was called is one again once a backspace has mended it.
+func TestFlushThenMended(t *testing.T) {
+	var out bytes.Buffer
+	w := NewWriter(&out, setOf(t, "K", alnumValue), "test")
+	for _, text := range []string{"ghX", "\b", alnumValue[2:8], alnumValue[8:12]} {
+		if _, err := w.Write([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(out.String(), "9fKq") {
+			t.Fatalf("%q is seen", out.String())
+		}
+	}
+	writeAll(t, w, []byte(alnumValue[12:]))
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasSuffix(out.String(), kMask) {
+		t.Errorf("got %q", out.String())
+	}
+}
+
 // TestFlushThenGrow: a new value does not make a Writer forget the openings that went out.
 func TestFlushThenGrow(t *testing.T) {
 	for _, d := range drains() {

@@ -201,6 +201,11 @@ func controlLen(p []byte) int {
 	}
 	switch p[1] {
 	case '[':
+		if len(p) >= 10 { // most are short, as a color is
+			if n := shortCSI(binary.LittleEndian.Uint64(p[2:])); n > 0 {
+				return n
+			}
+		}
 		for i, c := range p[2:min(len(p), maxCSI)] {
 			if c-0x20 < 0x20 {
 				continue
@@ -222,6 +227,17 @@ func controlLen(p []byte) int {
 		return 3
 	}
 	return 1
+}
+
+// shortCSI returns the length of a control sequence whose first eight bytes after CSI are w, or 0 if it does not end in them as it should: what is before its
+// final byte is from 0x20 to 0x3f.
+func shortCSI(w uint64) int {
+	const each = 0x0101010101010101
+	i := bits.TrailingZeros64((w^0x20*each)&(0xe0*each)) &^ 7
+	if c := byte(w >> (i & 63)); c < 0x40 || c > 0x7e {
+		return 0
+	}
+	return 3 + i>>3
 }
 
 // stringLen returns the length of a control string that BEL or ESC \ ends. A line break ends the attempt, so that an unfinished one cannot hide a text.

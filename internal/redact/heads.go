@@ -13,10 +13,15 @@ import (
 type heads struct {
 	one         [4]uint64
 	two         []uint64
-	three, four headSet
-	eight       []uint64 // as the bits of a class, two for each needle
-	wide        bool     // sampleBlocks may be called
+	three       headSet
+	four, eight sieve
 }
+
+// Masks of the first bytes of a load.
+const (
+	four  = 1<<32 - 1
+	eight = 1<<64 - 1
+)
 
 // headSet is a set of numbers. It may seem to have more than were put into it, about one in 300: each is two of its bits.
 type headSet struct {
@@ -43,15 +48,14 @@ func headsOf(x *index) heads {
 	for size < 20 && 1<<size < 32*len(x.needles) {
 		size++
 	}
-	h := heads{two: make([]uint64, 1<<10), three: newHeadSet(min(size, 18)), four: newHeadSet(size), eight: make([]uint64, 1<<size/64), wide: canCompact()}
+	h := heads{two: make([]uint64, 1<<10), three: newHeadSet(min(size, 18)), four: newSieve(size), eight: newSieve(size)}
 	for i := range x.needles {
 		w := load(x.text(uint32(i)), 0)
 		set(h.one[:], w&0xff)
 		set(h.two, w&0xffff)
 		h.three.set(w & 0xffffff)
-		h.four.set(w & 0xffffffff)
-		g := gramHash(w)
-		h.eight[g>>40&h.most()] |= 1<<(g>>58) | 1<<(g>>34&63)
+		h.four.add(gramHash(w & four))
+		h.eight.add(gramHash(w))
 	}
 	return h
 }
@@ -65,9 +69,9 @@ func has(bits []uint64, i uint64) bool {
 func (h *heads) may(w uint64, n int) bool {
 	switch {
 	case n >= 8:
-		return h.mayEight(w)
+		return h.eight.may(gramHash(w))
 	case n >= 4:
-		return h.four.has(w & 0xffffffff)
+		return h.four.may(gramHash(w & four))
 	case n == 3:
 		return h.three.has(w & 0xffffff)
 	case n == 2:
@@ -76,33 +80,10 @@ func (h *heads) may(w uint64, n int) bool {
 	return has(h.one[:], w&0xff)
 }
 
-// most is the last word of eight.
-func (h *heads) most() uint64 { return uint64(len(h.eight) - 1) }
-
-func (h *heads) mayEight(w uint64) bool {
-	g := gramHash(w)
-	word := h.eight[g>>40&h.most()]
-	return word>>(g>>58)&(word>>(g>>34&63))&1 != 0
-}
-
-// next returns the first place from i to end, without end, where eight bytes of p may begin a needle, or end. Eight bytes must follow each place.
-func (h *heads) next(p []byte, i, end int) int {
-	if h.wide && end-i >= 4 {
-		from := p[i : end+7]
-		i += sampleBlocks(&from[0], len(from), 1, &h.eight[0], h.most(), ^uint64(0))
-	}
-	for ; i < end; i++ {
-		if h.mayEight(binary.LittleEndian.Uint64(p[i:])) {
-			return i
-		}
-	}
-	return max(i, end)
-}
-
 // live returns the first place from i to before, without before, where p[i:] is the beginning, and not all, of a needle; or before.
 func (x *index) live(p []byte, i, before int) int {
 	end := min(len(p)-7, before)
-	for i = x.heads.next(p, i, end); i < end; i = x.heads.next(p, i+1, end) {
+	for i = x.heads.eight.first(p, i, end, eight); i < end; i = x.heads.eight.first(p, i+1, end, eight) {
 		if x.begins(p[i:]) {
 			return i
 		}

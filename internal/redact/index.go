@@ -11,9 +11,9 @@ import (
 //
 // The plan, after Wu and Manber ("A fast algorithm for multi-pattern searching", 1994) and rsync's rolling windows:
 //  1. A gram is q bytes next to each other. Of every needle, s consecutive grams are kept: its window. A text that is looked at in every s-th place meets
-//     exactly one gram of the window of each needle in it. So a scan loads q bytes, hashes them, and tests one bit, once for every s bytes.
+//     exactly one gram of the window of each needle in it. So a scan loads q bytes, hashes them, and tests a few bits, once for every s bytes: see sieve.
 //  2. Needles are in classes by length, as the shortest needle of a class limits its s: s = shortest-q+1.
-//  3. A bit that is set leads to a bucket of places (of the gram in the arena, and whose it is), and each of those to a comparison with the text.
+//  3. What passes that test leads to a bucket of grams (which needle, and where in it), and each of those to a comparison with the text.
 //  4. The window of a needle is where its grams are rare among all needles, so that public beginnings such as "ghp_" cost nothing.
 //  5. What a text ends in is compared with the beginnings of all needles, which are in order of their texts: see heads.
 type index struct {
@@ -47,27 +47,20 @@ type label struct {
 	mask   string
 }
 
-// place is where a gram of a window is in the arena, and its needle.
-type place struct{ at, id uint32 }
-
 // class is the needles of one range of lengths.
 type class struct {
-	q, s   int
-	mask   uint64 // the first q bytes of a load
-	bits   []uint64
-	most   uint64   // the last word of bits
-	wide   bool     // sampleBlocks may be called
-	few    uint64   // the last bucket
-	starts []uint32 // bucket i is places[starts[i]:starts[i+1]]
-	places []place
+	sieve
+	q, s    int
+	mask    uint64 // the first q bytes of a load
+	shift   uint8  // of a hash, so that the number of a bucket is left
+	buckets []bucket
 }
 
 const (
 	longNeedle = 16 // from here on q is 8
 	midNeedle  = 4  // from here on q is 4; below it is the length of the shortest
 	maxStride  = 16
-	maxWindow  = 24      // a window begins at the latest there
-	maxBits    = 1 << 23 // 1 MiB: more would not stay in the caches
+	maxWindow  = 24 // a window begins at the latest there
 	multiplier = 0x9E3779B97F4A7C15
 	lowerCase  = 0x2020202020202020 // so that hexadecimal digits in both cases are one gram
 )
@@ -173,78 +166,66 @@ func (x *index) addClass(lo, hi int) {
 		c.q = shortest
 	}
 	c.s = min(shortest-c.q+1, maxStride)
-	c.mask, c.wide = ^uint64(0)>>(64-8*c.q), canCompact()
-	size := 10 // log2 of the bits: one in 32 is set, while they stay in the cache
-	for size < 22 && 1<<size < 32*count*c.s {
+	c.mask = ^uint64(0) >> (64 - 8*c.q)
+	size := 10 // log2 of the bits: a third of 32 to 64 is set while they stay in the first cache, of 16 to 32 while they stay in the next
+	for size < 19 && 1<<size < 32*count*c.s || size < 22 && 1<<size < 16*count*c.s {
 		size++
 	}
-	c.most = 1<<(size-6) - 1
-	buckets := 5
-	for buckets < size && 1<<buckets < count*c.s/2 {
+	c.sieve = newSieve(size)
+	buckets := 1 // log2 of them: they are two thirds full at most, on average
+	for buckets < 26 && 8<<buckets < count*c.s {
 		buckets++
 	}
-	c.few = 1<<buckets - 1
-	x.fill(&c, lo, hi, size, buckets)
+	c.shift = uint8(64 - buckets)
+	c.buckets = make([]bucket, 1<<buckets)
+	x.fill(&c, lo, hi)
 	x.classes = append(x.classes, c)
 }
 
-// fill chooses the windows and fills bits, starts and places by counting.
-func (x *index) fill(c *class, lo, hi, size, buckets int) {
+// fill chooses the windows and fills the sieve and the buckets.
+func (x *index) fill(c *class, lo, hi int) {
 	common := x.commonGrams(c, lo, hi)
-	c.bits = make([]uint64, max(1, 1<<size/64))
-	c.starts = make([]uint32, 1<<buckets+1)
-	each := func(visit func(p place, h uint64)) {
-		for id := range x.needles {
-			n := &x.needles[id]
-			if int(n.n) < lo || int(n.n) > hi {
-				continue
-			}
-			at := n.at + uint32(n.window)
-			for k := range uint32(c.s) {
-				visit(place{at + k, uint32(id)}, c.hash(load(x.arena, int(at+k))))
-			}
-		}
-	}
 	for id := range x.needles {
 		n := &x.needles[id]
-		if int(n.n) >= lo && int(n.n) <= hi {
-			n.class = uint16(len(x.classes))
-			n.window = c.rarest(x.text(uint32(id)), common)
+		if int(n.n) < lo || int(n.n) > hi {
+			continue
+		}
+		n.class = uint16(len(x.classes))
+		n.window = c.rarest(x.text(uint32(id)), common)
+		for from := int(n.window); from < int(n.window)+c.s; from++ {
+			h := c.hash(load(x.arena, int(n.at)+from))
+			c.add(h)
+			c.buckets = put(c.buckets, c.shift, h, gramAt(uint32(id), from))
 		}
 	}
-	each(func(_ place, h uint64) {
-		c.bits[h>>40&c.most] |= 1<<(h>>58) | 1<<(h>>34&63) | 1<<(h>>28&63)
-		c.starts[h>>20&c.few+1]++
-	})
-	for i := 1; i < len(c.starts); i++ {
-		c.starts[i] += c.starts[i-1]
-	}
-	c.places = make([]place, c.starts[len(c.starts)-1])
-	next := slices.Clone(c.starts)
-	each(func(p place, h uint64) {
-		b := h >> 20 & c.few
-		c.places[next[b]] = p
-		next[b]++
-	})
 }
 
-// gramCounts counts grams by hash, up to 255.
-type gramCounts [1 << 16]uint8
+// gramCounts counts grams by hash, up to 255. There are as many counts as grams, about, so that few share one by chance.
+type gramCounts struct {
+	shift  uint8
+	counts []uint8
+}
+
+func (g *gramCounts) of(gram uint64) *uint8 { return &g.counts[gramHash(gram)>>g.shift] }
 
 func (x *index) commonGrams(c *class, lo, hi int) *gramCounts {
-	var counts gramCounts
+	size := 16
+	for size < 22 && 1<<size < (maxWindow+maxStride)*len(x.needles) {
+		size++
+	}
+	g := &gramCounts{uint8(64 - size), make([]uint8, 1<<size)}
 	for id, n := range x.needles {
 		if int(n.n) < lo || int(n.n) > hi {
 			continue
 		}
 		text := x.text(uint32(id))
 		for i := 0; i+c.q <= len(text) && i < maxWindow+maxStride; i++ {
-			if p := &counts[c.hash(load(text, i))>>48]; *p < 255 {
+			if p := g.of(load(text, i) & c.mask); *p < 255 {
 				*p++
 			}
 		}
 	}
-	return &counts
+	return g
 }
 
 // rarest returns where the window of a needle is to begin: the first place where the most common gram of it is as rare as it gets.
@@ -255,7 +236,7 @@ func (c *class) rarest(text []byte, common *gramCounts) uint16 {
 		most := 0
 		for k := 0; k < c.s && most < least; k++ {
 			gram := load(text, w+k) & c.mask
-			most = max(most, int(common[gramHash(gram)>>48]))
+			most = max(most, int(*common.of(gram)))
 			if gram == gram<<8&c.mask|gram&0xff { // one byte repeated: padding, rulers, zeros
 				most = 255
 			}
@@ -267,17 +248,7 @@ func (c *class) rarest(text []byte, common *gramCounts) uint16 {
 	return uint16(best)
 }
 
-// gramHash mixes a gram. Bits 40 and up, as far as needed, give its word of the filter, the highest six and those from 34 and from
-// 28 on its three bits in it, and bits 20 and up its bucket.
-func gramHash(gram uint64) uint64 { return (gram | lowerCase) * multiplier }
-
 func (c *class) hash(w uint64) uint64 { return gramHash(w & c.mask) }
-
-// may reports whether a gram with hash h may be in a window. False is certain.
-func (c *class) may(h uint64) bool {
-	word := c.bits[h>>40&c.most]
-	return word>>(h>>58)&(word>>(h>>34&63))&(word>>(h>>28&63))&1 != 0
-}
 
 // load returns eight bytes from i on, or what there is of them.
 func load(p []byte, i int) uint64 {
@@ -289,40 +260,16 @@ func load(p []byte, i int) uint64 {
 	return binary.LittleEndian.Uint64(b[:])
 }
 
-// skip returns the first of the places i, i+s, … of p where a gram of the class may be, or the first where fewer than eight bytes are left.
-func (c *class) skip(p []byte, i int) int {
-	bits, s, mask, most := c.bits, c.s, c.mask, c.most
-	for c.wide && len(p)-i >= 3*s+8 {
-		from := p[i:]
-		i += sampleBlocks(&from[0], len(from), s, &bits[0], most, mask)
-		for end := min(i+4*s, len(p)-7); i < end; i += s {
-			if c.may(c.hash(binary.LittleEndian.Uint64(p[i:]))) {
-				return i
-			}
+// sift puts the places i, i+s, … of p where a gram of the class may be into found, and returns how many these are and where to go on. That is where the text
+// ends, or before it if found is full or nearly so.
+func (c *class) sift(p []byte, i int, found *places) (n, next int) {
+	n, i = c.sieve.sift(p, i, c.s, c.mask, found)
+	for i > len(p)-8 && i+c.q <= len(p) && n < finds { // shorter grams, where eight bytes are not left
+		if c.may(c.hash(load(p, i))) {
+			found[n] = uint32(i)
+			n++
 		}
+		i += c.s
 	}
-	for last := len(p) - 8 - 3*s; i <= last; i += 4 * s {
-		h0 := gramHash(binary.LittleEndian.Uint64(p[i:]) & mask)
-		h1 := gramHash(binary.LittleEndian.Uint64(p[i+s:]) & mask)
-		h2 := gramHash(binary.LittleEndian.Uint64(p[i+2*s:]) & mask)
-		h3 := gramHash(binary.LittleEndian.Uint64(p[i+3*s:]) & mask)
-		if bits[h0>>40&most]&(1<<(h0>>58)) != 0 && c.may(h0) {
-			return i
-		}
-		if bits[h1>>40&most]&(1<<(h1>>58)) != 0 && c.may(h1) {
-			return i + s
-		}
-		if bits[h2>>40&most]&(1<<(h2>>58)) != 0 && c.may(h2) {
-			return i + 2*s
-		}
-		if bits[h3>>40&most]&(1<<(h3>>58)) != 0 && c.may(h3) {
-			return i + 3*s
-		}
-	}
-	for ; i <= len(p)-8; i += s {
-		if c.may(gramHash(binary.LittleEndian.Uint64(p[i:]) & mask)) {
-			break
-		}
-	}
-	return i
+	return n, i
 }

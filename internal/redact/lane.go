@@ -251,7 +251,9 @@ func (l *foldedLane) hold() int64 {
 	}
 	from, i := l.next, 0
 	if len(l.f.open) == 0 {
-		if i = l.held(); i == len(l.text) || !l.wide(i) {
+		i = l.held()
+		l.f.quiet = max(l.f.quiet, l.gone+int64(i))
+		if i == len(l.text) || !l.wide(i) {
 			if i < len(l.text) {
 				from = l.offset(i)
 			}
@@ -269,15 +271,20 @@ func (l *foldedLane) hold() int64 {
 func (l *foldedLane) held() int {
 	text, h := l.text, &l.x.heads
 	n := len(text)
-	tail := int(max(l.barrier-l.gone, int64(n-l.x.reach), 0)) // no live match begins before it
-	j, near := max(0, n-l.x.reach-ghosts), n-ghosts-7         // as in ghost
-	for j = h.next(text, j, near); j < near; j = h.next(text, j+1, near) {
+	tail := int(max(l.barrier-l.gone, l.f.quiet-l.gone, int64(n-l.x.reach), 0)) // no live match begins before it
+	j, near := max(0, n-l.x.reach-ghosts), n-ghosts-7                           // as in ghost
+	for j = h.eight.first(text, j, near, eight); j < near; j = h.eight.first(text, j+1, near, eight) {
+		if l.keeps(j, tail) {
+			return j
+		}
+	}
+	for j = h.four.first(text, j, n-7, four); j < n-7; j = h.four.first(text, j+1, n-7, four) {
 		if l.keeps(j, tail) {
 			return j
 		}
 	}
 	for ; j+ghostDepth <= n; j++ {
-		if h.four.has(uint64(binary.LittleEndian.Uint32(text[j:]))) && l.keeps(j, tail) {
+		if h.may(load(text, j), ghostDepth) && l.keeps(j, tail) {
 			return j
 		}
 	}
@@ -304,13 +311,13 @@ func (l *foldedLane) ghost(i int) int64 {
 		}
 	}
 	j, near := max(0, n-l.x.reach-ghosts), min(i, n-ghosts-7) // what begins before near and can be mended agrees in eight characters
-	for j = l.x.heads.next(l.text, j, near); j < near; j = l.x.heads.next(l.text, j+1, near) {
+	for j = l.x.heads.eight.first(l.text, j, near, eight); j < near; j = l.x.heads.eight.first(l.text, j+1, near, eight) {
 		if l.broken(j) {
 			return min(from, l.offset(j))
 		}
 	}
 	for ; j < i && j+ghostDepth <= n; j++ {
-		if l.x.heads.four.has(uint64(binary.LittleEndian.Uint32(l.text[j:]))) && l.broken(j) {
+		if l.x.heads.may(load(l.text, j), ghostDepth) && l.broken(j) {
 			return min(from, l.offset(j))
 		}
 	}

@@ -13,9 +13,14 @@ type search struct {
 	end  int64    // of what was looked at
 	open []candidate
 	hits []occurrence
+	// found and matches are what look goes through; see there.
+	found   places
+	matches [finds]uint64
 	// mend is for how many bytes a candidate that is broken is kept, as the text may be taken back; done is the end of the last hit, before which none is
 	// kept; and places before twice were looked at before.
 	mend, done, twice int64
+	// quiet is a place before which no live match begins, and none will: what breaks stays broken, but for what is taken back.
+	quiet int64
 }
 
 // candidate is a needle that the stream may hold from start on. It agrees up to upto. If that is not the end of the stream, it is broken there.
@@ -33,13 +38,13 @@ type occurrence struct {
 // restart forgets everything and goes on at place at.
 func (f *search) restart(x *index, at int64) {
 	f.x, f.open, f.hits = x, f.open[:0], f.hits[:0]
-	f.from, f.end, f.done, f.twice = at, at, at, at
+	f.from, f.end, f.done, f.twice, f.quiet = at, at, at, at, 0
 	f.next = [3]int64{at, at, at}
 }
 
 // cut takes back what is at end and after it.
 func (f *search) cut(end int64) {
-	f.twice, f.end = max(f.twice, f.end), end
+	f.twice, f.end, f.quiet = max(f.twice, f.end), end, 0
 	for i := range f.open {
 		f.open[i].upto = min(f.open[i].upto, end)
 	}
@@ -62,44 +67,61 @@ func (f *search) scan(p []byte, base int64) {
 		if i < 0 { // what is gone was part of nothing
 			i += (c.s - 1 - i) / c.s * c.s
 		}
-		for {
-			if i = c.skip(p, i); i+c.q > len(p) {
-				break
-			}
-			f.look(c, p, base, i)
-			i += c.s
+		for i+c.q <= len(p) {
+			var n int
+			n, i = c.sift(p, i, &f.found)
+			f.look(c, p, base, f.found[:n])
 		}
 		f.next[k] = base + int64(i)
 	}
 }
 
-// look compares the needles that may have the gram at p[i:] in their window.
-func (f *search) look(c *class, p []byte, base int64, i int) {
-	w := load(p, i)
-	h := c.hash(w)
-	if !c.may(h) {
+// look compares the needles that may have the grams at the given places in their windows. It first goes to the buckets of all of them, as the processor then
+// waits for these together.
+func (f *search) look(c *class, p []byte, base int64, found []uint32) {
+	for k, i := range found {
+		h := c.hash(load(p, int(i)))
+		f.matches[k] = c.buckets[h>>c.shift].match(tagOf(h))
+	}
+	for k, i := range found {
+		m := f.matches[k]
+		if m == 0 {
+			continue
+		}
+		w := load(p, int(i))
+		h := c.hash(w)
+		for b := &c.buckets[h>>c.shift]; ; b = &c.buckets[b.next] {
+			for m &^= more; m != 0; m &= m - 1 {
+				f.try(c, p, base, int(i), w, b.grams[which(m)])
+			}
+			if b.next == 0 {
+				break
+			}
+			m = c.buckets[b.next].match(tagOf(h))
+		}
+	}
+}
+
+// try compares the needle of gram g with the text around place i of p, which begins with w.
+func (f *search) try(c *class, p []byte, base int64, i int, w uint64, g gram) {
+	arena, from, n := f.x.arena, g.from(), &f.x.needles[g.id()]
+	first, size := i-from, int(n.n)
+	if first < 0 || (load(arena, int(n.at)+from)^w)&c.mask != 0 {
 		return
 	}
-	b := h >> 20 & c.few
-	for _, place := range c.places[c.starts[b]:c.starts[b+1]] {
-		if (load(f.x.arena, int(place.at))^w)&c.mask != 0 {
-			continue
-		}
-		id := place.id
-		from := int(place.at - f.x.needles[id].at) // of the gram in the needle
-		if i < from {
-			continue
-		}
-		text, rest := f.x.text(id), p[i-from:]
-		if !bytes.Equal(text[:from], rest[:from]) {
-			continue
-		}
-		at := base + int64(i)
-		if at < f.twice && slices.ContainsFunc(f.open, func(o candidate) bool { return o.id == id && o.start == at-int64(from) }) {
-			continue
-		}
-		f.compare(candidate{start: at - int64(from), upto: at, id: id}, text, rest)
+	// The end of a needle tells most of the others. If it is not there yet, or if it may be mended, all is compared.
+	if end := first + size; size >= 8 && end+int(f.mend) <= len(p) && load(arena, int(n.at)+size-8) != load(p, end-8) {
+		return
 	}
+	text, rest := f.x.text(g.id()), p[first:]
+	if !bytes.Equal(text[:from], rest[:from]) {
+		return
+	}
+	at, start := base+int64(i), base+int64(first)
+	if at < f.twice && slices.ContainsFunc(f.open, func(o candidate) bool { return o.id == g.id() && o.start == start }) {
+		return
+	}
+	f.compare(candidate{start: start, upto: at, id: g.id()}, text, rest)
 }
 
 // compare goes on with candidate c, whose text begins at rest[0], from upto on.
@@ -153,15 +175,16 @@ func (f *search) prune() {
 // live returns where the longest beginning of a needle is that the text p, whose first byte is at base, ends in; and the end if it ends in none. What begins
 // before floor does not count, and for what begins at before or after it, before is returned.
 func (f *search) live(p []byte, base, floor, before int64) int64 {
-	tail := max(floor, base, f.end-int64(f.x.reach))
+	tail := max(floor, base, f.quiet, f.end-int64(f.x.reach))
 	at := min(tail, before)
 	for _, c := range f.open {
 		if c.upto == f.end && c.start < at && c.start >= floor {
 			at = c.start
 		}
 	}
-	if at < tail {
-		return at
+	if at >= tail {
+		at = base + int64(f.x.live(p, int(tail-base), int(before-base)))
 	}
-	return base + int64(f.x.live(p, int(tail-base), int(before-base)))
+	f.quiet = max(f.quiet, at)
+	return at
 }

@@ -12,6 +12,12 @@ import (
 // MaxValue is the longest value in bytes that a Set accepts.
 const MaxValue = 1 << 20
 
+// The most that one set takes: what can be named in an index, with room to spare.
+const (
+	maxValues = 1 << 20
+	maxTotal  = 16 << 20 // bytes of all values
+)
+
 // Errors of this package. None of them carries a value.
 var (
 	// ErrEmpty means that the value has no bytes.
@@ -20,6 +26,8 @@ var (
 	ErrWeak = errors.New("value is too weak to redact")
 	// ErrTooLong means that the value is longer than [MaxValue].
 	ErrTooLong = errors.New("value is too long to redact")
+	// ErrFull means that the set has a million values already, or 16 MiB of them.
+	ErrFull = errors.New("set of values is full")
 	// ErrKey means that the key is not 1 to 64 ASCII letters, digits, '_', '.' or '-'.
 	ErrKey = errors.New("key cannot be shown in a mask")
 	// ErrMask means that a mask would show or complete the value, or that the value holds the text of a mask.
@@ -47,6 +55,7 @@ type Set struct {
 	gen   atomic.Uint64
 	mu    sync.Mutex
 	vals  []entry
+	total int // bytes of vals
 	built *needles
 	pairs *pairTable
 	deep  *thorough
@@ -71,7 +80,8 @@ type needles struct {
 func NewSet() *Set { return new(Set) }
 
 // Add registers value under key, as one more value if the key has one already. It copies value. The same value under two keys shows the key that came first.
-// Errors wrap ErrEmpty, ErrTooLong, ErrWeak, ErrKey, ErrMask or ErrWiped; the set is then unchanged.
+// Errors wrap ErrEmpty, ErrTooLong, ErrWeak, ErrKey, ErrMask, ErrFull or ErrWiped; the set is then
+// unchanged.
 func (s *Set) Add(key string, value []byte, o Options) error {
 	if err := check(key, value, o); err != nil {
 		return fmt.Errorf("registering a value of %q for redaction: %w", shown(key), err)
@@ -89,7 +99,11 @@ func (s *Set) Add(key string, value []byte, o Options) error {
 			return fmt.Errorf("registering a value of %q for redaction: %w", key, ErrMask)
 		}
 	}
+	if len(s.vals) >= maxValues || s.total+len(value) > maxTotal {
+		return fmt.Errorf("registering a value of %q for redaction: %w", key, ErrFull)
+	}
 	s.vals = append(s.vals, entry{key, bytes.Clone(value), o.ExactOnly})
+	s.total += len(value)
 	s.built = nil
 	s.gen.Add(1)
 	return nil
@@ -103,7 +117,7 @@ func (s *Set) Wipe() {
 	for _, e := range s.vals {
 		clear(e.value)
 	}
-	s.vals, s.built, s.deep, s.wiped = nil, nil, nil, true
+	s.vals, s.total, s.built, s.deep, s.wiped = nil, 0, nil, nil, true
 	s.gen.Add(1)
 }
 

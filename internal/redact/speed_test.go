@@ -146,3 +146,24 @@ func BenchmarkCompile(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkLine is a line of 80 bytes that is shown at once.
+func BenchmarkLine(b *testing.B) {
+	text := cleanText(rand.New(rand.NewPCG(1, 2)), 4<<20)
+	for i := 79; i < len(text); i += 80 {
+		text[i] = '\n'
+	}
+	for _, v := range []int{10, 100, 1000} {
+		b.Run(fmt.Sprintf("values=%d", v), func(b *testing.B) {
+			w := NewWriter(io.Discard, randomSet(b, rand.New(rand.NewPCG(1, 2)), v), "bench")
+			at := 0
+			timed(b, 80, func() {
+				writeOrFail(b, w, text[at:at+80])
+				if err := w.Flush(); err != nil {
+					b.Fatal(err)
+				}
+				at = (at + 80) % (4<<20 - 80)
+			})
+		})
+	}
+}

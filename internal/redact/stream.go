@@ -81,7 +81,7 @@ func (s *stream) feed(p []byte) error {
 		s.release(s.limit())
 	}
 	if s.keep != math.MaxInt64 {
-		s.remember()
+		s.remember(s.live())
 	}
 	return nil
 }

@@ -125,6 +125,18 @@ func TestAdd(t *testing.T) {
 	}
 }
 
+// A set takes no more than its indexes can name, and says so.
+func TestFull(t *testing.T) {
+	set := NewSet()
+	r := rand.New(rand.NewPCG(2, 2))
+	for i := range maxTotal/MaxValue + 1 {
+		err := set.Add("K", []byte(randomValue(r, MaxValue)), Options{})
+		if full := i == maxTotal/MaxValue; errors.Is(err, ErrFull) != full || !full && err != nil {
+			t.Fatalf("value %d: %v", i, err)
+		}
+	}
+}
+
 func TestAddCopies(t *testing.T) {
 	v := []byte(alnumValue)
 	set := NewSet()
