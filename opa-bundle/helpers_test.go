@@ -157,7 +157,7 @@ func fullApprovalInput(t testing.TB) *sealed.ApprovalInput {
 		V: 1, ID: "01JTSEALED0000000000000001", Tenant: "acme", Run: "01JTSEALED0000000000000000", ManifestDigest: "m", CommandDigest: "c", Agent: "claude-code", Workflow: "release", Profile: "team/release", Key: "GITHUB_TOKEN",
 		SpecDigest: "s", Risk: "high", Delivery: "proxy", Bindings: []sealed.Binding{{Host: "api.github.com", Methods: []string{"GET"}, Paths: []string{"/**"}, Header: "Authorization", Format: "Bearer {}"}}, TTL: 600, Isolation: "own_uid",
 		Requester: "ann", RequesterID: "e-1", Person: "ann@acme.test", Reason: "to <open>", Reasons: []sealed.Reason{{Code: "risk_high", Msg: "m"}}, Quorum: 1, Groups: []string{"sealed-approvers"},
-		Bundle: sealed.BundleRef{Digest: "d", Sequence: 7}, CreatedAt: now.Add(-time.Minute), ExpiresAt: now.Add(time.Minute),
+		Bundle: sealed.BundleRef{Digest: "d", Sequence: 7}, Overlay: sealed.BundleRef{Digest: "o", Sequence: 2}, CreatedAt: now.Add(-time.Minute), ExpiresAt: now.Add(time.Minute),
 	}.Marshal()
 	if err != nil {
 		t.Fatal(err)

@@ -13,7 +13,8 @@ import (
 // Neither bundle sees the other's rules or data.
 //
 // An overlay that is nil, expired or fails to answer denies, like any bundle.
-// Where a tenant has none, call Decide.
+// Where a tenant has none, call Decide. The engine, which logs both answers,
+// combines them itself.
 func (b *Bundle) DecideUnder(ctx context.Context, overlay *Bundle, question string, input any, at time.Time) sealed.Decision {
 	return sealed.Combine(b.Decide(ctx, question, input, at), overlay.Decide(ctx, question, input, at))
 }

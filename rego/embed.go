@@ -19,8 +19,8 @@
 // read few fields of the input cost less: what no rule of a bundle reads is not
 // given to it, and keys that differ in nothing else are decided once.
 //
-// examples/ holds overlays (opabundle.DecideUnder), each a bundle of its own with
-// its tests: production-hours and break-glass. starter/ is what sealedctl policy
+// examples/ holds overlays, each a bundle of its own with its tests, for
+// sealedctl policy overlay upload: production-hours and break-glass. starter/ is what sealedctl policy
 // init puts beside the policies: a README and requests to try them with.
 //
 // The policies decide over facts that the engine has established. They do not

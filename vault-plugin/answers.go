@@ -116,16 +116,20 @@ func configAnswers() map[string]fields {
 			"digest": shown("Digest of the bundle in force; empty: none."), "sequence": shown("Its sequence."), "previous": shown("Digest of the one before."),
 			"key_ids": sometimes(named("Ids of the trusted keys.")), "keys_version": counted("Version of the set of keys."),
 			"expires": sometimes(shown("RFC 3339.")), "activated_at": sometimes(shown("RFC 3339.")),
+			"overlay": sometimes(shown("Digest of the overlay; empty: one was lost, and is awaited.")), "overlay_sequence": sometimes(shown("Its sequence.")),
 		},
 		"policy " + update: {
 			"digest": shown("Digest of the bundle."), "sequence": shown("Its sequence."), "expires": shown("RFC 3339."),
 			"shadow_removed": sometimes(told("Whether the bundle was the shadow, whose trial is over.")),
 		},
-		"policy-shadow " + read:                            shadowAnswer(),
-		"policy-shadow " + update:                          shadowAnswer(),
-		"policy-shadow " + string(logical.DeleteOperation): nil,
-		"policy-bundle " + read:                            {"bundle": shown("The signed bundle, base64.")},
-		"policy-decide " + update:                          {"decision": shown("The decision (JSON)."), "bundle": shown("Digest of the bundle that decided.")},
+		"policy-shadow " + read:                             shadowAnswer(),
+		"policy-shadow " + update:                           shadowAnswer(),
+		"policy-shadow " + string(logical.DeleteOperation):  nil,
+		"policy-overlay " + read:                            overlayAnswer(),
+		"policy-overlay " + update:                          overlayAnswer(),
+		"policy-overlay " + string(logical.DeleteOperation): orProposed(fields{}),
+		"policy-bundle " + read:                             {"bundle": shown("The signed bundle, base64.")},
+		"policy-decide " + update:                           {"decision": shown("The decision (JSON)."), "bundle": shown("Digest of the bundle that decided."), "overlay": sometimes(shown("Digest of the overlay that decided with it."))},
 	}
 }
 
@@ -133,6 +137,14 @@ func shadowAnswer() fields {
 	return fields{
 		"digest": shown("Digest of the bundle on trial."), "sequence": shown("Its sequence."), "expires": shown("RFC 3339."),
 		"since": shown("RFC 3339."), "by": shown("Entity that put it on trial."), "state": shown("asked, expired, or unusable: it can't be opened."),
+	}
+}
+
+func overlayAnswer() fields {
+	return fields{
+		"digest": shown("Digest of the overlay; empty: there is none."), "sequence": shown("Its sequence, or the floor for the next one."), "previous": shown("Digest of the one before."),
+		"expires": sometimes(shown("RFC 3339.")), "activated_at": sometimes(shown("RFC 3339.")),
+		"state": shown("in_force, expired: it denies, unusable: it can't be opened, awaited: a restored snapshot has lost it, or removed."),
 	}
 }
 

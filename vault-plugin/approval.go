@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"sealed.dev/sealed/internal/audit"
+	"sealed.dev/sealed/internal/decisionlog"
 	"sealed.dev/sealed/internal/sealed"
 )
 
@@ -100,7 +101,7 @@ func (a approvalRow) state(x *grantIndex, now time.Time) string {
 // newApproval makes the object that people will be shown for one key. d is a
 // decision that requires approval. The TTL shown is the longest that the grant
 // can live, with all its renewals.
-func (b *backend) newApproval(r runRow, bundle sealed.BundleRef, k keyTerms, d sealed.Decision, reason string) (approvalRow, error) {
+func (b *backend) newApproval(r runRow, by pins, k keyTerms, d sealed.Decision, reason string) (approvalRow, error) {
 	now := b.now().UTC()
 	id, err := sealed.NewULID(now, b.rand)
 	if err != nil {
@@ -121,7 +122,7 @@ func (b *backend) newApproval(r runRow, bundle sealed.BundleRef, k keyTerms, d s
 		TTL: int64(k.maxTTL / time.Second), Isolation: isolation,
 		Requester: r.m.Requester.Name, RequesterID: r.m.Requester.EntityID, Person: r.m.Requester.Person,
 		Reason: sealed.CleanReason(reason), Reasons: d.Reasons, Quorum: d.Obligations.Approvals.Quorum,
-		Groups: d.Obligations.Approvals.Groups, Bundle: bundle, CreatedAt: now, ExpiresAt: now.Add(ttl),
+		Groups: d.Obligations.Approvals.Groups, Bundle: by.bundle, Overlay: by.overlay, CreatedAt: now, ExpiresAt: now.Add(ttl),
 	}
 	raw, digest, err := o.Marshal()
 	if err != nil {
@@ -131,10 +132,14 @@ func (b *backend) newApproval(r runRow, bundle sealed.BundleRef, k keyTerms, d s
 }
 
 func requested(a approvalRow) audit.Event {
-	return audit.Event{Type: "approval.requested", Run: string(a.object.Run), Essential: true, Body: map[string]any{
+	body := map[string]any{
 		"approval": a.ID, "key": a.object.Key, "digest": a.Digest, "quorum": a.object.Quorum, "groups": a.object.Groups,
 		"bundle": a.object.Bundle.Digest, "expires": a.object.ExpiresAt,
-	}}
+	}
+	if over := a.object.Overlay.Digest; over != "" {
+		body["overlay"] = over
+	}
+	return audit.Event{Type: "approval.requested", Run: string(a.object.Run), Essential: true, Body: body}
 }
 
 // wantsReason reports whether the agent now says why it wants the key, of which
@@ -146,7 +151,7 @@ func (a approvalRow) wantsReason(reason string) bool {
 
 // matches reports whether what was approved is what is asked for now; what
 // names the first difference (E17, E19).
-func (a approvalRow) matches(r runRow, bundle sealed.BundleRef, k keyTerms, d sealed.Decision) (what string) {
+func (a approvalRow) matches(r runRow, by pins, k keyTerms, d sealed.Decision) (what string) {
 	o := a.object
 	want := d.Obligations.Approvals
 	switch {
@@ -156,8 +161,10 @@ func (a approvalRow) matches(r runRow, bundle sealed.BundleRef, k keyTerms, d se
 		return "manifest"
 	case o.SpecDigest != k.digest:
 		return "key_spec"
-	case o.Bundle != bundle:
+	case o.Bundle != by.bundle:
 		return "bundle"
+	case o.Overlay != by.overlay:
+		return "overlay"
 	case o.Delivery != k.delivery:
 		return "delivery"
 	case !slices.EqualFunc(o.Bindings, k.bindings, sameBinding):
@@ -177,14 +184,14 @@ func (a approvalRow) matches(r runRow, bundle sealed.BundleRef, k keyTerms, d se
 // policy of now lets vote, in one of the groups that it named then (E20). lost
 // are the entities whose votes no longer count: disabled or deleted ones are
 // among them. A voter who can't be looked up is an error and not a yes.
-func (b *backend) standing(ctx context.Context, s logical.Storage, bundle Bundle, a approvalRow) (lost []string, ok bool, err error) {
+func (b *backend) standing(ctx context.Context, s logical.Storage, by rules, a approvalRow) (lost []string, ok bool, err error) {
 	votes := make([]sealed.Vote, 0, len(a.Votes))
 	for _, v := range a.Votes {
 		voter, err := b.requester(ctx, &logical.Request{Storage: s, EntityID: v.EntityID})
 		if unlessDenied(err) != nil {
 			return nil, false, err
 		}
-		if err != nil || voter.Person != v.Person || b.mayVote(ctx, bundle, a, voter, votes).Effect != sealed.EffectAllow || !inGroups(a.object.Groups, voter) {
+		if err != nil || voter.Person != v.Person || b.mayVote(ctx, by, a, voter, votes).Effect != sealed.EffectAllow || !inGroups(a.object.Groups, voter) {
 			lost = append(lost, v.EntityID)
 			continue
 		}
@@ -198,21 +205,53 @@ func inGroups(groups []string, voter sealed.Requester) bool {
 	return slices.ContainsFunc(groups, func(g string) bool { return slices.Contains(voter.Groups, g) })
 }
 
-// mayVote asks the policy. Its answer can only narrow what vote checks itself.
-func (b *backend) mayVote(ctx context.Context, bundle Bundle, a approvalRow, voter sealed.Requester, votes []sealed.Vote) sealed.Decision {
+// mayVote asks the policy and its overlay. Their answer can only narrow what vote
+// checks itself.
+func (b *backend) mayVote(ctx context.Context, by rules, a approvalRow, voter sealed.Requester, votes []sealed.Vote) sealed.Decision {
+	in := b.voteInput(a, voter, votes)
+	return by.Decide(ctx, sealed.QuestionApproval, in, in.Time)
+}
+
+func (b *backend) voteInput(a approvalRow, voter sealed.Requester, votes []sealed.Vote) sealed.ApprovalInput {
 	if votes == nil {
 		votes = []sealed.Vote{}
 	}
-	now := b.now().UTC()
-	return bundle.Decide(ctx, sealed.QuestionApproval, sealed.ApprovalInput{
-		Time: now, Tenant: a.object.Tenant, Voter: voter, Approval: json.RawMessage(a.Object), Votes: votes,
-	}, now)
+	return sealed.ApprovalInput{Time: b.now().UTC(), Tenant: a.object.Tenant, Voter: voter, Approval: json.RawMessage(a.Object), Votes: votes}
+}
+
+// ruleOnVote is mayVote for a vote that is being cast, with the events for the log:
+// of the bundle, of the overlay where that was asked, and of the shadow.
+func (b *backend) ruleOnVote(ctx context.Context, s logical.Storage, by rules, a approvalRow, voter sealed.Requester) (ruling, error) {
+	in := b.voteInput(a, voter, a.Votes)
+	d := by.base.Decide(ctx, sealed.QuestionApproval, in, in.Time)
+	id, err := sealed.NewULID(in.Time, b.rand)
+	if err != nil {
+		return ruling{}, fmt.Errorf("making decision id: %w", err)
+	}
+	e, err := decisionlog.NewVote(id, by.Ref(), in, d)
+	if err != nil {
+		return ruling{}, err
+	}
+	out := ruling{Decision: d, decided: []decisionlog.Event{e}}
+	if by.overlay != nil && d.Effect != sealed.EffectDeny {
+		if no, expired := by.expired(in.Time); expired {
+			out.Decision = no
+		} else if err := b.overlaid(&out, by.overlay, by.overlay.Decide(ctx, sealed.QuestionApproval, in, in.Time), in.Time); err != nil {
+			return ruling{}, err
+		}
+	}
+	if trial := b.onTrial(ctx, s, in.Time); trial != nil {
+		b.shadowed(ctx, trial, in.Time, []*ruling{&out}, func(ctx context.Context) []sealed.Decision {
+			return []sealed.Decision{trial.bundle.Decide(ctx, sealed.QuestionApproval, in, in.Time)}
+		})
+	}
+	return out, nil
 }
 
 // approvalFor returns the approval under which a key may be issued now. If
 // there is none it makes sure that one is pending and returns it with
 // approved false. The caller holds the run's lock.
-func (b *backend) approvalFor(ctx context.Context, s logical.Storage, r runRow, bundle Bundle, k keyTerms, d sealed.Decision, reason string) (a approvalRow, approved bool, err error) {
+func (b *backend) approvalFor(ctx context.Context, s logical.Storage, r runRow, by rules, k keyTerms, d sealed.Decision, reason string) (a approvalRow, approved bool, err error) {
 	x, err := b.index(ctx, s)
 	if err != nil {
 		return approvalRow{}, false, err
@@ -220,13 +259,13 @@ func (b *backend) approvalFor(ctx context.Context, s logical.Storage, r runRow, 
 	for _, a := range x.approvalsOf(r.ID, k.name) {
 		state := a.state(x, b.now())
 		if state != sealed.ApprovalPending && state != sealed.ApprovalApproved {
-			if state == sealed.ApprovalDenied && a.matches(r, bundle.Ref(), k, d) == "" {
+			if state == sealed.ApprovalDenied && a.matches(r, by.pins(), k, d) == "" {
 				return a, false, fmt.Errorf("a person said no: %w", sealed.ErrDenied)
 			}
 			continue
 		}
 		var lost []string
-		what := a.matches(r, bundle.Ref(), k, d)
+		what := a.matches(r, by.pins(), k, d)
 		if what == "" && state == sealed.ApprovalPending {
 			if !a.wantsReason(reason) {
 				return a, false, nil
@@ -235,7 +274,7 @@ func (b *backend) approvalFor(ctx context.Context, s logical.Storage, r runRow, 
 		}
 		if what == "" {
 			var ok bool
-			if lost, ok, err = b.standing(ctx, s, bundle, a); err != nil {
+			if lost, ok, err = b.standing(ctx, s, by, a); err != nil {
 				return a, false, err
 			}
 			if ok {
@@ -247,7 +286,7 @@ func (b *backend) approvalFor(ctx context.Context, s logical.Storage, r runRow, 
 			return a, false, err
 		}
 	}
-	a, err = b.newApproval(r, bundle.Ref(), k, d, reason)
+	a, err = b.newApproval(r, by.pins(), k, d, reason)
 	if err != nil {
 		return a, false, err
 	}

@@ -63,21 +63,22 @@ func list(s []string) []string {
 	return s
 }
 
-// ask puts one key to one bundle.
-func (b *backend) ask(ctx context.Context, s logical.Storage, bundle Bundle, phase string, r runRow, who sealed.Requester, k keyTerms, reason string) (ruling, error) {
-	ds, err := b.askAll(ctx, s, bundle, phase, r, who, []keyTerms{k}, reason)
+// ask puts one key to a bundle and its overlay.
+func (b *backend) ask(ctx context.Context, s logical.Storage, by rules, phase string, r runRow, who sealed.Requester, k keyTerms, reason string) (ruling, error) {
+	ds, err := b.askAll(ctx, s, by, phase, r, who, []keyTerms{k}, reason)
 	if err != nil {
 		return ruling{}, err
 	}
 	return ds[0], nil
 }
 
-// askAll puts keys to one bundle. Before the policy comes what the engine itself
-// knows: a key that the cascade ended or that is not for this isolation, a source
-// that is gone or that the level which defines the key may not name.
-func (b *backend) askAll(ctx context.Context, s logical.Storage, bundle Bundle, phase string, r runRow, who sealed.Requester, keys []keyTerms, reason string) ([]ruling, error) {
+// askAll puts keys to a bundle and its overlay. Before the policy comes what the
+// engine itself knows: a key that the cascade ended or that is not for this
+// isolation, a source that is gone or that the level which defines the key may not
+// name.
+func (b *backend) askAll(ctx context.Context, s logical.Storage, by rules, phase string, r runRow, who sealed.Requester, keys []keyTerms, reason string) ([]ruling, error) {
 	now := b.now().UTC()
-	expired := !now.Before(bundle.Expires())
+	late, expired := by.expired(now)
 	out := make([]ruling, len(keys))
 	asked := map[bool][]question{} // by whether workflow and tags are proven
 	for i, k := range keys {
@@ -88,7 +89,7 @@ func (b *backend) askAll(ctx context.Context, s logical.Storage, bundle Bundle, 
 		case no != nil:
 			out[i].Decision = *no
 		case expired:
-			out[i].Decision = sealed.Deny(sealed.ReasonExpired, "the policy bundle has expired")
+			out[i].Decision = late
 		default:
 			proven := k.key.Entitles(who.Groups, who.Claims)
 			asked[proven] = append(asked[proven], question{at: i, use: useOf(k, who, kind)})
@@ -97,13 +98,16 @@ func (b *backend) askAll(ctx context.Context, s logical.Storage, bundle Bundle, 
 	trial := b.onTrial(ctx, s, now)
 	for proven, qs := range asked {
 		in := sharedInput(phase, now, r, who, proven, reason)
-		for i, d := range decideAll(ctx, bundle, in, qs, now) {
+		for i, d := range decideAll(ctx, by.base, in, qs, now) {
 			in.Profile, in.Key = qs[i].use.Profile, qs[i].use.Key
-			decided, err := b.event(bundle, in, d)
+			decided, err := b.event(by.base, in, d)
 			if err != nil {
 				return nil, err
 			}
 			out[qs[i].at] = ruling{Decision: d, decided: decided}
+		}
+		if err := b.askOverlay(ctx, by.overlay, in, qs, now, out); err != nil {
+			return nil, err
 		}
 		if trial != nil {
 			b.askShadow(ctx, trial, in, qs, now, out)

@@ -82,19 +82,19 @@ func sameBinding(a, b sealed.Binding) bool {
 		slices.Equal(a.Methods, b.Methods) && slices.Equal(a.Paths, b.Paths)
 }
 
-// A verdict is a decision with the terms that it allows, and the bundle of
-// now, which an approval has to name.
+// A verdict is a decision with the terms that it allows, and the bundle and
+// overlay of now, which an approval has to name.
 type verdict struct {
 	sealed.Decision
 	terms   keyTerms
-	bundle  Bundle
+	bundle  rules
 	decided []decisionlog.Event // what was asked for it, for the log
 }
 
 func refuse(code, msg string) verdict { return verdict{Decision: sealed.Deny(code, msg)} }
 
-// decideAgain decides a key of a claimed run. The pinned version of profile
-// and bundle and the current ones must both say yes, and obligations
+// decideAgain decides a key of a claimed run. The pinned version of profile,
+// bundle and overlay and the current ones must both say yes, and obligations
 // intersect. Whatever is missing is a denial; only what can't be read is an
 // error. look is the lookup of the run's requester, which goes on meanwhile.
 func (b *backend) decideAgain(ctx context.Context, s logical.Storage, phase string, r runRow, name sealed.KeyName, reason string, look *lookup) (verdict, error) {
@@ -124,15 +124,15 @@ func (b *backend) decideAgain(ctx context.Context, s logical.Storage, phase stri
 	if !ok {
 		return refuse(sealed.ReasonChanged, "the profile no longer has the key"), nil
 	}
-	pinnedBundle, err := b.bundleByDigest(ctx, s, r.m.Bundle.Digest)
+	then, err := b.pinnedRules(ctx, s, r.m)
 	if err != nil {
 		return verdict{}, err
 	}
-	currentBundle, err := b.currentBundle(ctx, s)
+	now, err := b.currentRules(ctx, s)
 	if err != nil {
 		return verdict{}, err
 	}
-	d1, err := b.ask(ctx, s, pinnedBundle, phase, r, r.m.Requester, before, reason)
+	d1, err := b.ask(ctx, s, then, phase, r, r.m.Requester, before, reason)
 	who, whoErr := b.requesterNow(ctx, s, r, look)
 	if whoErr != nil {
 		return missing(whoErr)
@@ -141,8 +141,8 @@ func (b *backend) decideAgain(ctx context.Context, s logical.Storage, phase stri
 		return verdict{}, err
 	}
 	d, decided := d1.Decision, d1.decided
-	if !sameQuestion(pinnedBundle, currentBundle, pinned, current) || !reflect.DeepEqual(who, r.m.Requester) {
-		d2, err := b.ask(ctx, s, currentBundle, phase, r, who, after, reason)
+	if !sameQuestion(then, now, pinned, current) || !reflect.DeepEqual(who, r.m.Requester) {
+		d2, err := b.ask(ctx, s, now, phase, r, who, after, reason)
 		if err != nil {
 			return verdict{}, err
 		}
@@ -155,13 +155,13 @@ func (b *backend) decideAgain(ctx context.Context, s logical.Storage, phase stri
 	if d.Obligations.Egress == "bound" && r.Claim != nil && r.Claim.Network != sealed.NetworkNone {
 		d = sealed.Combine(d, sealed.Deny(sealed.ReasonChanged, "the policy now wants a run without further egress"))
 	}
-	return verdict{Decision: d, terms: terms.under(d.Obligations), bundle: currentBundle, decided: decided}, nil
+	return verdict{Decision: d, terms: terms.under(d.Obligations), bundle: now, decided: decided}, nil
 }
 
 // sameQuestion reports whether nothing was uploaded or changed since the
-// enqueue: the current bundle would be asked what the pinned one was.
-func sameQuestion(b1, b2 Bundle, e1, e2 *effective) bool {
-	return b1.Ref() == b2.Ref() && slices.Equal(e1.Layers, e2.Layers)
+// enqueue: the current bundle and overlay would be asked what the pinned ones were.
+func sameQuestion(then, now rules, e1, e2 *effective) bool {
+	return then.pins() == now.pins() && slices.Equal(e1.Layers, e2.Layers)
 }
 
 // requesterNow is who enqueued the run, with the groups of now. An entity

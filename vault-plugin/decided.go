@@ -24,7 +24,7 @@ const (
 // for the log.
 type ruling struct {
 	sealed.Decision
-	decided []decisionlog.Event // at most one, and one of the shadow
+	decided []decisionlog.Event // at most one, then one of the overlay and one of the shadow
 }
 
 // event records one answer of a bundle.

@@ -32,11 +32,11 @@ func (w *world) decisions() map[string][]decisionlog.Event {
 
 func (w *world) active() Bundle {
 	w.t.Helper()
-	b, err := w.b.currentBundle(context.Background(), w.s)
+	by, err := w.b.currentRules(context.Background(), w.s)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return b
+	return by.base
 }
 
 func TestDecisionsCanBeDerivedAgain(t *testing.T) {

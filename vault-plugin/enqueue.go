@@ -139,6 +139,9 @@ func enqueued(r runRow) []audit.Event {
 		"keys": keys, "manifest_digest": r.ManifestDigest, "command_digest": r.m.CommandDigest,
 		"bundle": r.m.Bundle.Digest, "isolation": r.m.Sandbox.Isolation, "epoch": r.m.Epoch,
 	}
+	if r.m.Overlay.Digest != "" {
+		body["overlay"] = r.m.Overlay.Digest
+	}
 	if r.m.ReplayOf != "" {
 		body["replay_of"], body["replay_as"] = r.m.ReplayOf, r.m.ReplayAs
 	}
@@ -220,7 +223,7 @@ func (b *backend) seal(r runRow, drafts []keyDraft, who sealed.Requester, now ti
 		if k.decision.Effect != sealed.EffectRequireApproval {
 			continue
 		}
-		a, err := b.newApproval(r, r.m.Bundle, k.terms, k.decision, "")
+		a, err := b.newApproval(r, pinsOf(r.m), k.terms, k.decision, "")
 		if err != nil {
 			return runRow{}, nil, err
 		}
@@ -244,9 +247,10 @@ func (b *backend) decideKeys(ctx context.Context, s logical.Storage, r runRow, e
 	if len(eff.Keys) > maxKeys {
 		return nil, invalid("profile", fmt.Sprintf("has more than %d keys", maxKeys))
 	}
-	bundle, err := b.currentBundle(ctx, s)
+	by, err := b.currentRules(ctx, s)
 	if err == nil {
-		m.Bundle = bundle.Ref()
+		p := by.pins()
+		m.Bundle, m.Overlay = p.bundle, p.overlay
 	}
 	if m.Mode != sealed.ModeJIT {
 		return nil, nil
@@ -258,7 +262,7 @@ func (b *backend) decideKeys(ctx context.Context, s logical.Storage, r runRow, e
 	for i := range eff.Keys {
 		keys = append(keys, termsOf(&eff.Keys[i], eff.digests[eff.Keys[i].Name]))
 	}
-	decisions, err := b.askAll(ctx, s, bundle, phaseEnqueue, r, m.Requester, keys, "")
+	decisions, err := b.askAll(ctx, s, by, phaseEnqueue, r, m.Requester, keys, "")
 	if err != nil {
 		return nil, err
 	}

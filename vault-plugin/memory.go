@@ -34,6 +34,7 @@ type controls struct {
 	self     bool // approval by the requester
 	consume  bool // of the approval by its grant
 	rollback bool // refusal once storage went back
+	overlay  bool // narrowing by the overlay
 }
 
 // A window counts calls within a minute.

@@ -15,7 +15,7 @@ import (
 const storeVersion = "storage-version"
 
 // storageVersion is the layout that this program reads and writes. See store.go.
-const storageVersion = 2
+const storageVersion = 3
 
 // A versionRow is stored under storeVersion.
 type versionRow struct {
@@ -31,6 +31,7 @@ func migrations() []migration {
 	return []migration{
 		0: same, // the row itself
 		1: same, // journals of the log may carry rows of intents, and versions of values may be ids
+		2: same, // the policy may have an overlay, which an older program would not ask
 	}
 }
 

@@ -64,11 +64,11 @@ func TestStorageNewer(t *testing.T) {
 		value string
 		code  int
 	}{
-		{"newer", `{"version":3}`, 503},
+		{"newer", `{"version":4}`, 503},
 		{"much newer", `{"version":99,"more":"x"}`, 503},
 		{"malformed", `{"version":"2"}`, 503},
 		{"negative", `{"version":-1}`, 500},
-		{"this one", `{"version":2}`, 0}, // the control
+		{"this one", `{"version":3}`, 0}, // the control
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -92,7 +92,7 @@ func TestStorageNewer(t *testing.T) {
 			if tt.code == 0 {
 				return
 			}
-			if tt.name == "newer" && !strings.Contains(rerr.Error(), "version 3") {
+			if tt.name == "newer" && !strings.Contains(rerr.Error(), "version 4") {
 				t.Errorf("the error does not say which version: %v", rerr)
 			}
 			if err := w.b.layout.ready(t.Context(), w.b, w.s); err == nil {

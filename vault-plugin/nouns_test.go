@@ -550,7 +550,7 @@ func TestPolicy(t *testing.T) {
 	if out := d.read("policy"); out != nil {
 		t.Error(out)
 	}
-	if _, err := d.b.currentBundle(ctx, d.s); !errors.Is(err, sealed.ErrUnavailable) {
+	if _, err := d.b.currentRules(ctx, d.s); !errors.Is(err, sealed.ErrUnavailable) {
 		t.Errorf("no bundle: %v", err)
 	}
 	big := strings.Repeat("five", 200_000) // more than one part
@@ -615,7 +615,7 @@ func TestStoredBundleTampered(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.open()
-	if b, err := d.b.currentBundle(context.Background(), d.s); !errors.Is(err, sealed.ErrUnavailable) {
+	if b, err := d.b.currentRules(context.Background(), d.s); !errors.Is(err, sealed.ErrUnavailable) {
 		t.Errorf("got %v, %v", b, err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"sealed.dev/sealed/internal/audit"
+	"sealed.dev/sealed/internal/decisionlog"
 	"sealed.dev/sealed/internal/sealed"
 )
 
@@ -133,8 +134,9 @@ func (b *backend) votePath(ctx context.Context, req *logical.Request, d *framewo
 		return nil, err
 	}
 	yes := text(d, "vote") == "approve"
-	if what, err := b.checkVote(ctx, req.Storage, a, voter, text(d, "digest"), yes); what != "" || err != nil {
-		return nil, b.refuseVote(ctx, req.Storage, a, voter, what, err)
+	what, decided, err := b.checkVote(ctx, req.Storage, a, voter, text(d, "digest"), yes)
+	if what != "" || err != nil {
+		return nil, b.refuseVote(ctx, req.Storage, a, voter, what, decided, err)
 	}
 	vote := sealed.Vote{Person: voter.Person, EntityID: voter.EntityID, Name: voter.Name, Groups: voter.Groups, Yes: yes, At: b.now().UTC()}
 	a.Votes = append(slices.Clone(a.Votes), vote)
@@ -145,7 +147,7 @@ func (b *backend) votePath(ctx context.Context, req *logical.Request, d *framewo
 	case a.object.Approved(a.Votes):
 		a.State = sealed.ApprovalApproved
 	}
-	if _, err := b.record(ctx, req.Storage, voteEvent(typ, a, voter, map[string]any{"digest": a.Digest, "votes": len(a.Votes), "state": a.State})); err != nil {
+	if _, err := b.record(ctx, req.Storage, voteEvents(typ, a, voter, map[string]any{"digest": a.Digest, "votes": len(a.Votes), "state": a.State}, decided)...); err != nil {
 		return nil, err
 	}
 	if err := b.saveApproval(ctx, req.Storage, a); err != nil {
@@ -154,20 +156,21 @@ func (b *backend) votePath(ctx context.Context, req *logical.Request, d *framewo
 	return b.showApproval(ctx, req.Storage, a)
 }
 
-func voteEvent(typ string, a approvalRow, voter sealed.Requester, more map[string]any) audit.Event {
+// voteEvents are the entry of a vote, with what the policy was asked for it.
+func voteEvents(typ string, a approvalRow, voter sealed.Requester, more map[string]any, decided []decisionlog.Event) []audit.Event {
 	body := map[string]any{"approval": a.ID, "key": a.object.Key, "person": voter.Person, "entity": voter.EntityID}
 	for k, v := range more {
 		body[k] = v
 	}
-	return audit.Event{Type: typ, Run: string(a.object.Run), Essential: true, Body: body}
+	return withDecided(audit.Event{Type: typ, Run: string(a.object.Run), Essential: true}, body, decided)
 }
 
-// checkVote returns why a vote does not count, or "". What it checks itself
-// holds even if the policy is wrong.
-func (b *backend) checkVote(ctx context.Context, s logical.Storage, a approvalRow, voter sealed.Requester, digest string, yes bool) (what string, err error) {
+// checkVote returns why a vote does not count, or "", and what the policy was asked.
+// What it checks itself holds even if the policy is wrong.
+func (b *backend) checkVote(ctx context.Context, s logical.Storage, a approvalRow, voter sealed.Requester, digest string, yes bool) (what string, decided []decisionlog.Event, err error) {
 	x, err := b.index(ctx, s)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	o := a.object
 	// Two spellings of a name are one person.
@@ -176,51 +179,55 @@ func (b *backend) checkVote(ctx context.Context, s logical.Storage, a approvalRo
 	}
 	switch state := a.state(x, b.now()); {
 	case digest != string(a.Digest):
-		return "digest", nil
+		return "digest", nil, nil
 	case state == sealed.ApprovalExpired:
-		return "expired", nil
+		return "expired", nil, nil
 	case state == sealed.ApprovalApproved && !yes: // a no still counts until the yes is used
 	case state != sealed.ApprovalPending:
-		return "replayed", nil
+		return "replayed", nil, nil
 	}
 	switch {
 	case b.mem.off.self:
 	case voter.EntityID == o.RequesterID || (o.Person != "" && strings.EqualFold(voter.Person, o.Person)):
-		return "self", nil
+		return "self", nil, nil
 	case voter.Person == "":
-		return "person_unknown", nil
+		return "person_unknown", nil, nil
 	case slices.ContainsFunc(a.Votes, same):
-		return "voted", nil
+		return "voted", nil, nil
 	}
 	return b.checkVotePolicy(ctx, s, x, a, voter)
 }
 
-func (b *backend) checkVotePolicy(ctx context.Context, s logical.Storage, x *grantIndex, a approvalRow, voter sealed.Requester) (what string, err error) {
+func (b *backend) checkVotePolicy(ctx context.Context, s logical.Storage, x *grantIndex, a approvalRow, voter sealed.Requester) (what string, decided []decisionlog.Event, err error) {
 	cfg, err := b.config(ctx, s)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	r, ok := x.run(a.object.Run)
 	if !ok {
-		return "replayed", nil
+		return "replayed", nil, nil
 	}
 	mk, _ := r.key(a.object.Key)
 	if rev, err := b.revoked(ctx, s, r.keySubject(mk, cfg.TrustDomain)); err != nil || rev != nil {
-		return "revoked", err
+		return "revoked", nil, err
 	}
-	bundle, err := b.currentBundle(ctx, s)
+	by, err := b.currentRules(ctx, s)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
-	if d := b.mayVote(ctx, bundle, a, voter, a.Votes); d.Effect != sealed.EffectAllow || !inGroups(a.object.Groups, voter) {
-		return "policy", nil
+	said, err := b.ruleOnVote(ctx, s, by, a, voter)
+	if err != nil {
+		return "", nil, err
 	}
-	return "", nil
+	if said.Effect != sealed.EffectAllow || !inGroups(a.object.Groups, voter) {
+		return "policy", said.decided, nil
+	}
+	return "", said.decided, nil
 }
 
 // refuseVote logs a vote that does not count and says which rule it broke: a
 // voter is a person who can do better.
-func (b *backend) refuseVote(ctx context.Context, s logical.Storage, a approvalRow, voter sealed.Requester, what string, err error) error {
+func (b *backend) refuseVote(ctx context.Context, s logical.Storage, a approvalRow, voter sealed.Requester, what string, decided []decisionlog.Event, err error) error {
 	if err != nil {
 		return err
 	}
@@ -229,7 +236,7 @@ func (b *backend) refuseVote(ctx context.Context, s logical.Storage, a approvalR
 	case "self", "expired", "replayed":
 		typ = "approval." + what
 	}
-	if _, err := b.record(ctx, s, voteEvent(typ, a, voter, map[string]any{"what": what})); err != nil {
+	if _, err := b.record(ctx, s, voteEvents(typ, a, voter, map[string]any{"what": what}, decided)...); err != nil {
 		return err
 	}
 	if what == "digest" || what == "expired" || what == "replayed" || what == "voted" {

@@ -43,11 +43,12 @@ func (b *backend) pathPolicy() []*framework.Path {
 				logical.UpdateOperation: b.op("Ask the policy in force without any effect.", b.policyDecide),
 			},
 			HelpSynopsis:    "Dry run of a decision.",
-			HelpDescription: "Nothing is issued and nothing is logged. The answer is that of the bundle in force at the time in the input.",
+			HelpDescription: "Nothing is issued and nothing is logged. The answer is that of the bundle in force, combined with that of its overlay if there is one, at the time in the input.",
 		},
 		b.pathPolicyKeys(),
 		b.pathPolicyBundle(),
 		b.pathShadow(),
+		b.pathOverlay(),
 	}
 }
 
@@ -69,6 +70,9 @@ func (b *backend) policyRead(ctx context.Context, req *logical.Request, _ *frame
 	}
 	if row.Digest != "" {
 		out["expires"], out["activated_at"] = row.Expires.UTC().Format(time.RFC3339), row.ActivatedAt.UTC().Format(time.RFC3339)
+	}
+	if over := row.Overlay; over.there() {
+		out["overlay"], out["overlay_sequence"] = string(over.Digest), strconv.FormatUint(over.Sequence, 10)
 	}
 	return out, nil
 }
@@ -121,7 +125,7 @@ func (b *backend) policyWrite(ctx context.Context, req *logical.Request, d *fram
 	if err := b.change(ctx, req, "bundle.activated", body); err != nil {
 		return nil, err
 	}
-	if next.Shadow = row.Shadow; row.shadows(next.Digest) { // its trial is over
+	if row.shadows(next.Digest) { // its trial is over
 		if err := b.change(ctx, req, "policy.shadow_removed", map[string]any{"digest": next.Digest, "sequence": next.Sequence, "why": "activated"}); err != nil {
 			return nil, err
 		}
@@ -138,22 +142,36 @@ func (b *backend) policyWrite(ctx context.Context, req *logical.Request, d *fram
 // acceptBundle decides whether raw may follow row. why is the constant that is
 // logged when it may not; an error without why is a failure of ours.
 func (b *backend) acceptBundle(ctx context.Context, s logical.Storage, row policyRow, raw []byte) (next policyRow, bundle Bundle, why string, err error) {
-	refuse := func(why, msg string) (policyRow, Bundle, string, error) {
-		return policyRow{}, nil, why, fmt.Errorf("uploading bundle: %s: %w", msg, sealed.ErrInvalid)
-	}
 	bundle, why, err = b.verifyBundle(ctx, s, raw)
 	if err != nil {
 		return policyRow{}, nil, why, err
 	}
 	ref := bundle.Ref()
-	switch {
-	case ref.Sequence < row.Sequence:
-		return refuse("older", fmt.Sprintf("sequence %d is below the floor %d", ref.Sequence, row.Sequence))
-	case ref.Sequence == row.Sequence && ref.Digest != row.Digest:
-		return refuse("same_sequence", fmt.Sprintf("sequence %d is in force with another digest", ref.Sequence))
+	if over, err := isOverlay(ctx, s, ref.Digest); err != nil {
+		return policyRow{}, nil, "", err
+	} else if over {
+		return policyRow{}, nil, "overlay", fmt.Errorf("uploading bundle: it is an overlay, and no policy by itself: %w", sealed.ErrInvalid)
 	}
-	next = policyRow{Digest: ref.Digest, Sequence: ref.Sequence, Expires: bundle.Expires(), ActivatedAt: b.now().UTC(), Previous: row.Digest}
+	if why, err := follows(ref, sealed.BundleRef{Digest: row.Digest, Sequence: row.Sequence}); err != nil {
+		return policyRow{}, nil, why, err
+	}
+	next = row
+	next.Digest, next.Sequence, next.Expires, next.ActivatedAt, next.Previous = ref.Digest, ref.Sequence, bundle.Expires(), b.now().UTC(), row.Digest
 	return next, bundle, "", nil
+}
+
+// follows decides whether a bundle may take the place of another one, which names
+// the floor. Without a digest, only the floor is left of that.
+func follows(ref, floor sealed.BundleRef) (why string, err error) {
+	switch {
+	case ref.Sequence < floor.Sequence:
+		return "older", fmt.Errorf("uploading bundle: sequence %d is below the floor %d: %w", ref.Sequence, floor.Sequence, sealed.ErrInvalid)
+	case ref.Sequence > floor.Sequence || ref.Digest == floor.Digest:
+		return "", nil
+	case floor.Digest == "":
+		return "same_sequence", fmt.Errorf("uploading bundle: sequence %d was taken before: %w", ref.Sequence, sealed.ErrInvalid)
+	}
+	return "same_sequence", fmt.Errorf("uploading bundle: sequence %d is in force with another digest: %w", ref.Sequence, sealed.ErrInvalid)
 }
 
 // verifyBundle makes the checks of a bundle that do not depend on the one in
@@ -211,15 +229,19 @@ func (b *backend) policyDecide(ctx context.Context, req *logical.Request, d *fra
 	default:
 		return nil, invalid("question", "wants authz or approval")
 	}
-	bundle, err := b.currentBundle(ctx, req.Storage)
+	by, err := b.currentRules(ctx, req.Storage)
 	if err != nil {
 		return nil, err
 	}
-	decision, err := json.Marshal(bundle.Decide(ctx, question, input, at))
+	decision, err := json.Marshal(by.Decide(ctx, question, input, at))
 	if err != nil {
 		return nil, fmt.Errorf("encoding decision: %w", err)
 	}
-	return map[string]any{"decision": string(decision), "bundle": string(bundle.Ref().Digest)}, nil
+	out := map[string]any{"decision": string(decision), "bundle": string(by.Ref().Digest)}
+	if p := by.pins(); p.overlay.Digest != "" {
+		out["overlay"] = string(p.overlay.Digest)
+	}
+	return out, nil
 }
 
 const maxDecideInput = 256 << 10

@@ -23,13 +23,13 @@ func (b *backend) pathPolicyBundle() *framework.Path {
 			logical.ReadOperation: b.op("Read a stored bundle.", b.policyBundle),
 		},
 		HelpSynopsis:    "A bundle by its digest.",
-		HelpDescription: "The one in force, the one before, the shadow, and those that live runs have pinned are kept; others are swept.",
+		HelpDescription: "Of bundles and of overlays the one in force, the one before, and those that live runs have pinned are kept, and the shadow; others are swept.",
 	}
 }
 
 func (b *backend) policyBundle(ctx context.Context, req *logical.Request, d *framework.FieldData) (map[string]any, error) {
 	digest := sealed.Digest(text(d, "digest"))
-	for _, under := range []string{storeBundles, storeShadows} {
+	for _, under := range []string{storeBundles, storeOverlays, storeShadows} {
 		stored, err := req.Storage.List(ctx, under+string(digest)+"/")
 		if err != nil {
 			return nil, unavailable(err)

@@ -90,7 +90,7 @@ func (b *backend) preview(ctx context.Context, s logical.Storage, who sealed.Req
 	}
 	m := d.r.m
 	p := sealed.Preview{
-		Requester: who.EntityID, Profiles: m.Profiles, WorkflowProven: m.WorkflowProven, Bundle: m.Bundle,
+		Requester: who.EntityID, Profiles: m.Profiles, WorkflowProven: m.WorkflowProven, Bundle: m.Bundle, Overlay: m.Overlay,
 		Keys: []sealed.PreviewKey{}, Knobs: map[string]sealed.PreviewKnob{}, Shadowed: d.eff.Shadowed, Warnings: warnings(d.r),
 	}
 	for name, k := range d.eff.Knobs {

@@ -13,14 +13,14 @@ import (
 )
 
 const (
-	proposalsPattern = `proposals/(?P<kind>profile|source|policy-key|trust|config)`
+	proposalsPattern = `proposals/(?P<kind>profile|source|policy-key|trust|config|overlay)`
 	proposalPattern  = proposalsPattern + `/(?P<id>[0-9A-HJKMNP-TV-Z]{26})`
 )
 
 // pathProposals is where a second person sees what would widen, and says yes or
 // no. The kind is in the path, so that Vault's policies say who may, per kind.
 func (b *backend) pathProposals() []*framework.Path {
-	kind := &framework.FieldSchema{Type: framework.TypeString, Description: "profile, source, policy-key, trust or config."}
+	kind := &framework.FieldSchema{Type: framework.TypeString, Description: "profile, source, policy-key, trust, config or overlay."}
 	id := &framework.FieldSchema{Type: framework.TypeString, Description: "Id of the proposal."}
 	digest := &framework.FieldSchema{Type: framework.TypeString, Description: "Digest of the object that was shown."}
 	return []*framework.Path{
@@ -200,6 +200,9 @@ func (b *backend) currentText(ctx context.Context, s logical.Storage, o sealed.P
 		cfg := defaultConfig() // as putConfig reads it
 		_, err := get(ctx, s, storeConfig, &cfg)
 		return textOf(cfg), err
+	case sealed.ProposalOverlay:
+		row, err := b.policyRow(ctx, s)
+		return overlayText(row.Overlay), err
 	}
 	return "", fmt.Errorf("reading proposal: kind %q is unknown", o.Kind)
 }
@@ -231,6 +234,8 @@ func (b *backend) applyProposal(ctx context.Context, req *logical.Request, yes *
 			return nil, err
 		}
 		return b.putConfig(ctx, req, func(cfg *engineConfig) error { *cfg = next; return nil }, yes)
+	case sealed.ProposalOverlay:
+		return b.removeOverlay(ctx, req, yes)
 	}
 	return nil, fmt.Errorf("confirming: kind %q is unknown", o.Kind)
 }

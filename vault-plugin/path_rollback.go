@@ -33,9 +33,10 @@ func (b *backend) pathRollback() []*framework.Path {
 			Pattern:      "config/attest-rollback",
 			DisplayAttrs: display("attest-rollback"),
 			Fields: map[string]*framework.FieldSchema{
-				"lost_size":       {Type: framework.TypeString, Description: "Entries of the lost head, as read here: says that this is the restore you mean."},
-				"policy_sequence": {Type: framework.TypeString, Description: "Sequence of the newest policy that ever was in force. If it is not the present one, it has to be uploaded before anything is issued."},
-				"reason":          {Type: framework.TypeString, Description: "Why; at most 512 bytes."},
+				"lost_size":        {Type: framework.TypeString, Description: "Entries of the lost head, as read here: says that this is the restore you mean."},
+				"policy_sequence":  {Type: framework.TypeString, Description: "Sequence of the newest policy that ever was in force. If it is not the present one, it has to be uploaded before anything is issued."},
+				"overlay_sequence": {Type: framework.TypeString, Description: "Sequence of the newest overlay that ever was in force; empty if there never was one. If it is not the present one, it has to be uploaded, or removed by two persons, before anything is issued."},
+				"reason":           {Type: framework.TypeString, Description: "Why; at most 512 bytes."},
 			},
 			Operations: map[logical.Operation]framework.OperationHandler{
 				logical.ReadOperation:   b.op("Read whether storage went back, and the proof.", b.rollbackRead),
@@ -97,6 +98,9 @@ func (b *backend) rollbackAttest(ctx context.Context, req *logical.Request, d *f
 	}
 	if a.policy, err = number(d, "policy_sequence"); err != nil || text(d, "policy_sequence") == "" {
 		return nil, invalid("policy_sequence", "wants the sequence of the newest policy that ever was in force")
+	}
+	if a.overlay, err = number(d, "overlay_sequence"); err != nil {
+		return nil, invalid("overlay_sequence", "wants the sequence of the newest overlay that ever was in force")
 	}
 	n, err := b.attest(ctx, req.Storage, a)
 	if err != nil {

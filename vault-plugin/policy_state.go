@@ -32,14 +32,16 @@ type policyState struct {
 	trials   trials
 }
 
-// policyRow names the bundle in force, and the one on trial beside it. Its write
-// is the activation. Sequence never falls: it is the floor for the next bundle.
+// policyRow names the bundle in force, the overlay over it, and the bundle on trial
+// beside it. Its write is the activation. Sequence never falls: it is the floor for
+// the next bundle.
 type policyRow struct {
 	Digest      sealed.Digest `json:"digest"`
 	Sequence    uint64        `json:"sequence"`
 	Expires     time.Time     `json:"expires"`
 	ActivatedAt time.Time     `json:"activated_at"`
 	Previous    sealed.Digest `json:"previous,omitempty"`
+	Overlay     overlayRow    `json:"overlay,omitzero"`
 	Shadow      *shadowRow    `json:"shadow,omitempty"` // never changed in place
 }
 
@@ -55,13 +57,9 @@ type bundlePart struct {
 	Data []byte `json:"data"`
 }
 
-// currentBundle returns the bundle in force, or sealed.ErrUnavailable when
-// there is none. Expiry is the bundle's own business: it then denies.
-func (b *backend) currentBundle(ctx context.Context, s logical.Storage) (Bundle, error) {
-	row, err := b.policyRow(ctx, s)
-	if err != nil {
-		return nil, err
-	}
+// inForce returns the bundle that a row names, without its overlay, or
+// sealed.ErrUnavailable when there is none.
+func (b *backend) inForce(ctx context.Context, s logical.Storage, row policyRow) (Bundle, error) {
 	if row.Digest == "" {
 		return nil, fmt.Errorf("loading policy: no bundle was uploaded: %w", sealed.ErrUnavailable)
 	}
@@ -166,8 +164,8 @@ func partUnder(under string, d sealed.Digest, i int) string {
 	return under + string(d) + "/" + strconv.Itoa(i)
 }
 
-// sweepBundles deletes stored bundles that are neither in force, nor the one
-// before (a run may be pinning it just now), nor pinned by a live run, and
+// sweepBundles deletes stored bundles and overlays that are neither in force, nor
+// the one before (a run may be pinning it just now), nor pinned by a live run, and
 // shadows that are not on trial.
 func (b *backend) sweepBundles(ctx context.Context, s logical.Storage) error {
 	b.policy.changing.Lock()
@@ -179,20 +177,28 @@ func (b *backend) sweepBundles(ctx context.Context, s logical.Storage) error {
 	if err := sweepShadows(ctx, s, row); err != nil {
 		return err
 	}
-	names, err := s.List(ctx, storeBundles)
+	if err := b.sweepUnder(ctx, s, storeBundles, row.Digest, row.Previous); err != nil {
+		return err
+	}
+	return b.sweepUnder(ctx, s, storeOverlays, row.Overlay.Digest, row.Overlay.Previous)
+}
+
+// sweepUnder deletes what is stored under a prefix, but for two and what live runs pin.
+func (b *backend) sweepUnder(ctx context.Context, s logical.Storage, under string, current, previous sealed.Digest) error {
+	names, err := s.List(ctx, under)
 	if err != nil {
 		return fmt.Errorf("listing bundles: %w", err)
 	}
 	for _, name := range names {
 		d := sealed.Digest(strings.TrimSuffix(name, "/"))
-		if d == row.Digest || d == row.Previous {
+		if d == current || d == previous {
 			continue
 		}
 		pinned, err := b.livePins(ctx, s, d)
 		if err != nil || pinned {
 			continue // what is not known to be unused stays
 		}
-		if err := deleteAll(ctx, s, storeBundles+name); err != nil {
+		if err := deleteAll(ctx, s, under+name); err != nil {
 			return err
 		}
 	}

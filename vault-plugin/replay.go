@@ -87,7 +87,7 @@ func (re *replay) judge(ctx context.Context, b *backend, s logical.Storage, m *s
 	for what, is := range map[string]bool{
 		sealed.ReplayKeyAdded:      !had,
 		sealed.ReplayKeyChanged:    had && old.SpecDigest != mk.SpecDigest,
-		sealed.ReplayBundleChanged: had && m.Bundle.Digest != re.old.m.Bundle.Digest,
+		sealed.ReplayBundleChanged: had && (m.Bundle.Digest != re.old.m.Bundle.Digest || m.Overlay.Digest != re.old.m.Overlay.Digest),
 		sealed.ReplayRevoked:       slices.ContainsFunc(mk.Decision.Reasons, func(r sealed.Reason) bool { return r.Code == sealed.ReasonRevoked }),
 	} {
 		if is {

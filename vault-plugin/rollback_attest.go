@@ -20,6 +20,7 @@ type attestation struct {
 	by, reason string
 	size       uint64 // of the lost head that the person was shown
 	policy     uint64 // sequence of the newest policy that ever was in force
+	overlay    uint64 // and of the newest overlay; 0: there never was one
 }
 
 // attest ends the rolled-back state, in this order:
@@ -29,7 +30,7 @@ type attestation struct {
 //  2. The attestation is logged, with both heads.
 //  3. What may have been used up in the lost history is made worthless: every run
 //     that is not over is aborted, and with it its ticket, its grants and its
-//     approvals; and the floor of the policy is raised.
+//     approvals; and the floors of policy and overlay are raised.
 //  4. The row is stored.
 //
 // Interrupted anywhere, the mount is rolled back still, and the same attestation
@@ -52,21 +53,26 @@ func (b *backend) attest(ctx context.Context, s logical.Storage, a attestation) 
 		return 0, fmt.Errorf("attesting: the lost head has %d entries, not %d: %w", row.Seen.LostSize, a.size, sealed.ErrConflict)
 	case a.policy < policy.Sequence:
 		return 0, invalid("policy_sequence", fmt.Sprintf("is below that of the policy in force, %d", policy.Sequence))
+	case a.overlay < policy.Overlay.Sequence:
+		return 0, invalid("overlay_sequence", fmt.Sprintf("is below that of the overlay that is known, %d", policy.Overlay.Sequence))
 	}
 	if err := b.fillLost(ctx, s, a.size); err != nil {
 		return 0, err
 	}
-	_, err = b.record(ctx, s, audit.Event{Type: "log.rollback_attested", Essential: true, Body: map[string]any{
+	body := map[string]any{
 		"by": a.by, "reason": a.reason, "lost": row.Seen.Lost, "restored": row.Seen.Restored, "seen_by": row.Seen.By, "seen_at": row.Seen.At,
 		"policy_sequence": strconv.FormatUint(a.policy, 10),
-	}})
-	if err != nil {
+	}
+	if a.overlay > 0 {
+		body["overlay_sequence"] = strconv.FormatUint(a.overlay, 10)
+	}
+	if _, err := b.record(ctx, s, audit.Event{Type: "log.rollback_attested", Essential: true, Body: body}); err != nil {
 		return 0, err
 	}
 	if aborted, err = b.abortAll(ctx, s, a); err != nil {
 		return aborted, err
 	}
-	if err := b.raiseFloor(ctx, s, a.policy); err != nil {
+	if err := b.raiseFloors(ctx, s, a); err != nil {
 		return aborted, err
 	}
 	return aborted, b.saveRollback(ctx, s, rollbackRow{GivenUpTo: a.size, GivenUpAt: b.now().UTC()})
@@ -90,23 +96,30 @@ func (b *backend) fillLost(ctx context.Context, s logical.Storage, size uint64) 
 	}
 }
 
-// raiseFloor makes a policy necessary that is at least as new as the newest that
-// ever was in force. If that is not the present one, there is none until it is
-// uploaded.
-func (b *backend) raiseFloor(ctx context.Context, s logical.Storage, sequence uint64) error {
+// raiseFloors makes a policy and an overlay necessary that are at least as new as
+// the newest that ever were in force. If they are not the present ones, nothing is
+// decided until they are uploaded. An overlay that was removed in the history that
+// is lost has to be removed again.
+func (b *backend) raiseFloors(ctx context.Context, s logical.Storage, a attestation) error {
 	b.policy.changing.Lock()
 	defer b.policy.changing.Unlock()
 	row, err := b.policyRow(ctx, s)
 	if err != nil {
 		return unavailable(err)
 	}
-	if sequence <= row.Sequence {
+	next := row
+	// A sequence is taken once, so a floor is just below the one that may come.
+	if a.policy > row.Sequence {
+		next = policyRow{Sequence: a.policy - 1, Previous: cmp.Or(row.Digest, row.Previous), Overlay: row.Overlay, Shadow: row.Shadow}
+	}
+	if a.overlay > row.Overlay.Sequence {
+		next.Overlay = overlayRow{Sequence: a.overlay - 1, Previous: cmp.Or(row.Overlay.Digest, row.Overlay.Previous), Awaited: true}
+	}
+	if next == row {
 		return nil
 	}
 	defer b.nouns.policy.drop()
-	// A sequence is taken once, so the floor is just below the one that may come.
-	err = put(ctx, s, storePolicy, policyRow{Sequence: sequence - 1, Previous: cmp.Or(row.Digest, row.Previous), Shadow: row.Shadow})
-	if err != nil {
+	if err := put(ctx, s, storePolicy, next); err != nil {
 		return unavailable(err)
 	}
 	return nil

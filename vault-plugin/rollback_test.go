@@ -307,7 +307,7 @@ func TestStops(t *testing.T) {
 		"runs": false, "runs/": false, run: false, run + "/claim": false, run + "/creds/KEY": false, run + "/requests": false, run + "/replay": false,
 		run + "/finish": true, run + "/stop": true, run + "/close": true, run + "/confirm": true, run + "/watch": true, run + "/creds/stop": false,
 		"approvals/X/approve": false, "proposals/profile/X/confirm": false, "proposals/profile/X/reject": true, "approvals/X/deny": true, "revocations": true, "revocations/preview": true, "revocations/X/lift": false,
-		"policy": false, "secrets/finish": false, "log/seen": true, "config": true, "config/attest-rollback": true, "pools/x/claim": false, "": false,
+		"policy": false, "policy/overlay": false, "proposals/overlay/X/confirm": false, "secrets/finish": false, "log/seen": true, "config": true, "config/attest-rollback": true, "pools/x/claim": false, "": false,
 	} {
 		if stops(path) != want {
 			t.Errorf("stops(%q) is %t", path, !want)

@@ -12,13 +12,12 @@ import (
 
 	"github.com/hashicorp/vault/sdk/logical"
 
-	"sealed.dev/sealed/internal/decisionlog"
 	"sealed.dev/sealed/internal/sealed"
 )
 
 // A shadow is a bundle on trial: whenever the bundle in force is asked about the
-// keys of a run, the shadow is asked the very same afterwards, and its answer is
-// logged beside the verdict. It decides nothing.
+// keys of a run, or about a vote that is cast, the shadow is asked the very same
+// afterwards, and its answer is logged beside the verdict. It decides nothing.
 //
 // The guarantee is one of structure: the answers of a shadow go into events that
 // are marked and into nothing else. Whatever goes wrong with it, an answer that is
@@ -126,35 +125,43 @@ func (b *backend) openShadow(ctx context.Context, s logical.Storage, d sealed.Di
 
 // askShadow adds to the rulings what the shadow says to the same questions.
 func (b *backend) askShadow(ctx context.Context, t *trial, in sealed.Input, qs []question, now time.Time, out []ruling) {
+	beside := make([]*ruling, len(qs))
+	for i, q := range qs {
+		beside[i] = &out[q.at]
+	}
+	b.shadowed(ctx, t, now, beside, func(ctx context.Context) []sealed.Decision { return decideAll(ctx, t.bundle, in, qs, now) })
+}
+
+// shadowed adds to each of the rulings what the shadow answers; ask asks it.
+func (b *backend) shadowed(ctx context.Context, t *trial, now time.Time, beside []*ruling, ask func(context.Context) []sealed.Decision) {
 	begun := time.Now()
 	own, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.left)
-	answers := b.policy.trials.ask(own, t.bundle, in, qs, now)
+	answers := b.policy.trials.ask(own, len(beside), ask)
 	cancel()
 	t.left -= time.Since(begun)
 	for i, d := range answers {
 		id, err := sealed.NewULID(now, b.rand)
-		at := &out[qs[i].at]
-		if err != nil || len(at.decided) != 1 {
+		at := beside[i]
+		if err != nil || len(at.decided) == 0 {
 			continue
 		}
-		verdict := at.decided[0]
-		at.decided = []decisionlog.Event{verdict, verdict.NewShadow(id, t.bundle.Ref(), d)}
+		at.decided = append(at.decided, at.decided[0].NewShadow(id, t.bundle.Ref(), d)) // beside the bundle it would replace, not its overlay
 	}
 }
 
-// ask returns an answer to every question, or none at all. It does not wait longer
-// than ctx lasts.
-func (t *trials) ask(ctx context.Context, shadow Bundle, in sealed.Input, qs []question, now time.Time) []sealed.Decision {
+// ask returns an answer to each of n questions, or none at all. It does not wait
+// longer than ctx lasts.
+func (t *trials) ask(ctx context.Context, n int, shadow func(context.Context) []sealed.Decision) []sealed.Decision {
 	if t.overdue.Load() >= maxOverdue {
 		return nil
 	}
 	if ctx.Err() != nil {
-		return insteadOf(qs, sealed.ReasonTimeout)
+		return insteadOf(n, sealed.ReasonTimeout)
 	}
 	answers := make(chan []sealed.Decision, 1)
 	var settled atomic.Bool // by whoever is first: the answers, or the end of the wait
 	go func() {
-		answers <- shadowAnswers(ctx, shadow, in, qs, now)
+		answers <- shadowAnswers(ctx, n, shadow)
 		if !settled.CompareAndSwap(false, true) {
 			t.overdue.Add(-1)
 		}
@@ -167,18 +174,18 @@ func (t *trials) ask(ctx context.Context, shadow Bundle, in sealed.Input, qs []q
 			return <-answers // in the same moment
 		}
 		t.overdue.Add(1)
-		return insteadOf(qs, sealed.ReasonTimeout)
+		return insteadOf(n, sealed.ReasonTimeout)
 	}
 }
 
 // shadowAnswers asks, and takes nothing for granted.
-func shadowAnswers(ctx context.Context, shadow Bundle, in sealed.Input, qs []question, now time.Time) (ds []sealed.Decision) {
+func shadowAnswers(ctx context.Context, n int, shadow func(context.Context) []sealed.Decision) (ds []sealed.Decision) {
 	defer func() {
 		if recover() != nil {
-			ds = insteadOf(qs, sealed.ReasonError)
+			ds = insteadOf(n, sealed.ReasonError)
 		}
 	}()
-	ds = decideAll(ctx, shadow, in, qs, now)
+	ds = shadow(ctx)
 	for i, d := range ds {
 		switch d.Effect {
 		case sealed.EffectDeny, sealed.EffectRequireApproval, sealed.EffectAllow:
@@ -190,8 +197,8 @@ func shadowAnswers(ctx context.Context, shadow Bundle, in sealed.Input, qs []que
 }
 
 // insteadOf is what is logged for answers that there are none of.
-func insteadOf(qs []question, reason string) []sealed.Decision {
-	out := make([]sealed.Decision, len(qs))
+func insteadOf(n int, reason string) []sealed.Decision {
+	out := make([]sealed.Decision, n)
 	for i := range out {
 		out[i] = sealed.Deny(reason, "the shadow did not answer")
 	}

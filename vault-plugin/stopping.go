@@ -137,14 +137,14 @@ func (b *backend) affected(ctx context.Context, s logical.Storage, rev sealed.Re
 	return runs, leasePrefixes, grants, nil
 }
 
-// livePins reports whether a run that is not over pins a bundle.
+// livePins reports whether a run that is not over pins a bundle, alone or as an overlay.
 func (b *backend) livePins(ctx context.Context, s logical.Storage, d sealed.Digest) (bool, error) {
 	x, err := b.index(ctx, s)
 	if err != nil {
 		return false, err
 	}
 	for _, r := range x.list() {
-		if !r.over() && r.m.Bundle.Digest == d {
+		if !r.over() && (r.m.Bundle.Digest == d || r.m.Overlay.Digest == d) {
 			return true, nil
 		}
 	}

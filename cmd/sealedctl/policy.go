@@ -34,7 +34,7 @@ Whoever has the signing key decides what agents may have: keep it apart.
   sealedctl policy replay --since 24h`,
 		newPolicyInitCmd(a), newPolicyFmtCmd(a), newPolicyCheckCmd(a), newPolicyTestCmd(a), newPolicyEvalCmd(a),
 		newPolicyBuildCmd(a), newPolicySignCmd(a), newPolicyVerifyCmd(a), newPolicyUploadCmd(a), newPolicyStatusCmd(a), newPolicyKeygenCmd(a), newPolicyKeysCmd(a),
-		newPolicyDecisionsCmd(a), newPolicyReplayCmd(a), newPolicyDiffCmd(a), newPolicyExplainCmd(a), newPolicyShadowCmd(a))
+		newPolicyDecisionsCmd(a), newPolicyReplayCmd(a), newPolicyDiffCmd(a), newPolicyExplainCmd(a), newPolicyOverlayCmd(a), newPolicyShadowCmd(a))
 }
 
 // keyIDOf finds the id under which the engine knows the public half of key.
@@ -92,8 +92,8 @@ func readSigningKey(path string) (*ecdsa.PrivateKey, error) {
 func newPolicyStatusCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "status", Short: "Show the bundle in force", Args: cobra.NoArgs,
-		Long: `Status shows digest, sequence and expiry of the bundle that decides now, and the
-ids of the keys that may sign the next one.
+		Long: `Status shows digest, sequence and expiry of the bundle that decides now, the overlay
+over it if there is one, and the ids of the keys that may sign the next one.
 
   sealedctl policy status`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -115,6 +115,9 @@ func policyTable(w io.Writer, s vaultclient.PolicyStatus) {
 	row(w, "sequence", s.Sequence)
 	row(w, "expires", stamp(s.Expires))
 	row(w, "activated", stamp(s.ActivatedAt))
+	if over := s.Overlay; over != (sealed.BundleRef{}) {
+		row(w, "overlay", over.Digest, fmt.Sprintf("sequence %d", over.Sequence))
+	}
 	row(w, "signing keys", join(s.KeyIDs))
 }
 

@@ -51,7 +51,7 @@ func (r recorded) each(ctx context.Context, a *app, f func(decisionlog.Event) er
 			return nil
 		}
 		if r.run != "" {
-			if in, err := e.Request(); e.Labels["run"] != r.run && (err != nil || string(in.Run.ID) != r.run) {
+			if run, _ := e.About(); e.Labels["run"] != r.run && string(run) != r.run {
 				return nil
 			}
 		}

@@ -17,7 +17,9 @@ import (
 // A policyDiff says what another bundle would have decided otherwise.
 type policyDiff struct {
 	Decisions int           `json:"decisions"`
-	Skipped   int           `json:"skipped"` // whose request was not kept
+	Skipped   int           `json:"skipped"`            // whose request was not kept
+	Overlays  int           `json:"overlays,omitempty"` // answers of overlays, which are left out
+	Votes     int           `json:"votes,omitempty"`    // answers about votes, which are left out
 	Changes   []groupChange `json:"changes"`
 }
 
@@ -38,7 +40,7 @@ func newPolicyDiffCmd(a *app) *cobra.Command {
 		Use: "diff OLD NEW (--since 168h | --run ID | --from FILE|DIR)", Short: "Show what another policy would have decided otherwise", Args: cobra.ExactArgs(2),
 		Long: `Diff gives recorded requests to two bundles, at their times of then, and shows what
 would be newly denied, newly asked for and newly allowed, by agent, key and workflow.
-OLD and NEW are bundle files, directories of policies, default, or active.
+It compares what these bundles say by themselves, and leaves overlays and votes out. OLD and NEW are bundle files, directories of policies, default, or active.
 
   sealedctl policy diff active policies --since 168h
   sealedctl policy diff old.tar.gz policies --from decisions.jsonl`,
@@ -84,6 +86,17 @@ func (a *app) diffRecorded(ctx context.Context, r recorded, by []decisionlog.Dec
 	defer p.end()
 	both := func(decisionlog.Event) ([]decisionlog.Decider, error) { return by, nil }
 	err := r.chunks(ctx, a, func(events []decisionlog.Event) error {
+		events = slices.DeleteFunc(events, func(e decisionlog.Event) bool {
+			switch {
+			case e.Vote():
+				out.Votes++
+			case e.Overlay(): // the bundle below was asked the same
+				out.Overlays++
+			default:
+				return false
+			}
+			return true
+		})
 		return decisionlog.Redecide(ctx, events, both, func(v decisionlog.Verdict) {
 			p.step()
 			out.count(groups, v)
@@ -155,4 +168,10 @@ func diffTable(w io.Writer, d policyDiff) {
 		changed += c.Count
 	}
 	row(w, fmt.Sprintf("%d requests", d.Decisions), fmt.Sprintf("%d change", changed), fmt.Sprintf("%d skipped", d.Skipped))
+	if d.Overlays > 0 {
+		row(w, fmt.Sprintf("%d answers of an overlay are left out", d.Overlays))
+	}
+	if d.Votes > 0 {
+		row(w, fmt.Sprintf("%d answers about votes are left out", d.Votes))
+	}
 }

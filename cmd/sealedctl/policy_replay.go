@@ -136,6 +136,8 @@ type mismatch struct {
 type redecided struct {
 	Decisions  int        `json:"decisions"`
 	Matching   int        `json:"matching"`
+	Overlays   int        `json:"overlays,omitempty"` // of the decisions, those of an overlay
+	Votes      int        `json:"votes,omitempty"`    // and those about a vote
 	Mismatches []mismatch `json:"mismatches"`
 	Shadows    struct {
 		Decisions  int `json:"decisions"`
@@ -149,6 +151,12 @@ func (r *redecided) count(v decisionlog.Verdict) {
 	m, bad := compared(v)
 	if !v.Event.Shadow {
 		r.Decisions++
+		if v.Event.Overlay() {
+			r.Overlays++
+		}
+		if v.Event.Vote() {
+			r.Votes++
+		}
 		if !bad {
 			r.Matching++
 		}
@@ -182,8 +190,8 @@ func newPolicyReplayCmd(a *app) *cobra.Command {
 then, and compares the answers byte for byte. It fails if one differs, or can't be
 derived. Bundles are found by digest: files of --bundle, those that this machine
 uploaded, and those that the engine still has. With --from and --bundle it is offline.
-What a shadow said is derived as well, and counted apart; that its bundle is gone is
-no failure.
+An overlay's answers are derived from the overlay. What a shadow said is derived as
+well, and counted apart; that its bundle is gone is no failure.
 
   sealedctl policy replay --since 24h
   sealedctl policy replay --from evidence --bundle policy-7.tar.gz --bundle policy-8.tar.gz`,
@@ -253,13 +261,11 @@ func compared(v decisionlog.Verdict) (mismatch, bool) {
 		return mismatch{}, false
 	}
 	m := mismatch{Decision: e.DecisionID, Entry: e.Labels["entry"], Bundle: e.Ref().Digest, Recorded: e.Result.Effect, Shadow: e.Shadow}
-	if in, err := e.Request(); err == nil {
-		m.Run, m.Key = in.Run.ID, in.Key.Name
-	}
+	m.Run, m.Key = e.About()
 	switch {
 	case v.Err != nil:
 		m.Problem = v.Err.Error()
-	case slices.Contains(e.Erased, "/input/reason"):
+	case slices.ContainsFunc(e.Erased, func(at string) bool { return at == "/input/reason" || at == "/input/approval/reason" }):
 		m.Problem = "another decision; the agent's reason, which was erased, may have counted"
 	default:
 		m.Problem = "another decision"
@@ -279,6 +285,12 @@ func redecidedTable(w io.Writer, r redecided) {
 		row(w, what, m.Run, m.Key, fmt.Sprintf("recorded %s, derived %s", m.Recorded, m.Derived), m.Problem)
 	}
 	row(w, fmt.Sprintf("%d decisions", r.Decisions), fmt.Sprintf("%d match", r.Matching))
+	if r.Overlays > 0 {
+		row(w, fmt.Sprintf("%d of them of an overlay", r.Overlays))
+	}
+	if r.Votes > 0 {
+		row(w, fmt.Sprintf("%d of them about votes", r.Votes))
+	}
 	if s := r.Shadows; s.Decisions > 0 {
 		row(w, fmt.Sprintf("%d of a shadow", s.Decisions), fmt.Sprintf("%d match", s.Matching), fmt.Sprintf("%d not derived: no bundle, or no answer in time", s.NotDerived))
 	}

@@ -10,7 +10,6 @@ import (
 
 	"sealed.dev/sealed/internal/sealed"
 	"sealed.dev/sealed/internal/vaultclient"
-	opabundle "sealed.dev/sealed/opa-bundle"
 )
 
 func newPolicyShadowCmd(a *app) *cobra.Command {
@@ -55,11 +54,8 @@ copy stays on this machine: upload that file to put the very same bundle in forc
 
 // setShadow keeps a copy first: the engine forgets a shadow when its trial ends.
 func (a *app) setShadow(ctx context.Context, e *vaultclient.Engine, raw []byte) (vaultclient.PolicyShadow, error) {
-	b, err := opabundle.Inspect(ctx, raw, authorLimits)
-	if err == nil {
-		if err := a.keepBundle(b.Ref().Digest, raw); err != nil {
-			return vaultclient.PolicyShadow{}, err
-		}
+	if err := a.keepOpened(ctx, raw); err != nil {
+		return vaultclient.PolicyShadow{}, err
 	}
 	s, err := e.SetPolicyShadow(ctx, raw)
 	if err == nil {

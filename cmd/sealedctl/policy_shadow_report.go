@@ -20,6 +20,14 @@ type shadowReport struct {
 	Earlier int              `json:"earlier"` // answers of shadows before it, which are not compared
 	Alone   int              `json:"alone"`   // decisions without an answer of the shadow
 	policyDiff
+	voteTally
+}
+
+// A voteTally counts answers about votes; who may vote has no key or workflow to
+// count by.
+type voteTally struct {
+	Compared  int `json:"compared_votes,omitempty"`
+	Otherwise int `json:"votes_otherwise,omitempty"` // of those, where the shadow's effect is another
 }
 
 func newShadowReportCmd(a *app) *cobra.Command {
@@ -29,7 +37,7 @@ func newShadowReportCmd(a *app) *cobra.Command {
 		Use: "report [--since 24h | --run ID] [--from FILE|DIR]", Short: "Show what the shadow would have decided otherwise", Args: cobra.NoArgs,
 		Long: `Report compares, for every request in the log, what was decided and what the shadow
 said: newly denied, newly asked for, newly allowed, other obligations; by agent, key
-and workflow, as policy diff does. It looks at the newest shadow of the time only. Of
+and workflow, as policy diff does; who may vote is counted apart. It looks at the newest shadow of the time only. Of
 a file, it wants one with the shadow's answers: policy decisions --shadow.
 
   sealedctl policy shadow report --since 24h
@@ -70,13 +78,14 @@ const pairWindow = 4096
 type pairing struct {
 	verdicts int // seen so far
 	newest   sealed.BundleRef
-	tallies  map[sealed.BundleRef]*tally // by the shadow
-	waiting  map[string]unpaired         // by the id of the verdict
-	order    []string                    // of waiting
+	tallies  map[sealed.BundleRef]*tally     // by the shadow
+	votes    map[sealed.BundleRef]*voteTally // by the shadow
+	waiting  map[string]unpaired             // by the id of the verdict
+	order    []string                        // of waiting
 }
 
 func newPairing() *pairing {
-	return &pairing{waiting: map[string]unpaired{}, tallies: map[sealed.BundleRef]*tally{}}
+	return &pairing{waiting: map[string]unpaired{}, tallies: map[sealed.BundleRef]*tally{}, votes: map[sealed.BundleRef]*voteTally{}}
 }
 
 // unpaired is a verdict or an answer of a shadow; at is the number of the verdict.
@@ -93,10 +102,13 @@ type tally struct {
 }
 
 func (p *pairing) add(e decisionlog.Event) {
+	if e.Overlay() {
+		return // a shadow is compared with the bundle that it would replace
+	}
 	id := e.DecisionID
 	if e.Shadow {
 		id, p.newest = e.Beside, e.Ref()
-	} else {
+	} else if !e.Vote() {
 		p.verdicts++
 	}
 	x := unpaired{e, p.verdicts}
@@ -109,6 +121,10 @@ func (p *pairing) add(e decisionlog.Event) {
 	if e.Shadow {
 		x, other = other, x
 	}
+	if x.Vote() {
+		p.countVote(x.Result, other)
+		return
+	}
 	t := p.tallies[other.Ref()]
 	if t == nil {
 		t = &tally{groups: map[changeGroup]*groupChange{}, first: x.at}
@@ -116,6 +132,18 @@ func (p *pairing) add(e decisionlog.Event) {
 	}
 	t.first = min(t.first, x.at)
 	t.count(t.groups, decisionlog.Verdict{Event: x.Event, Got: []sealed.Decision{x.Result, other.Result}})
+}
+
+func (p *pairing) countVote(verdict sealed.Decision, shadow unpaired) {
+	v := p.votes[shadow.Ref()]
+	if v == nil {
+		v = &voteTally{}
+		p.votes[shadow.Ref()] = v
+	}
+	v.Compared++
+	if verdict.Effect != shadow.Result.Effect {
+		v.Otherwise++
+	}
 }
 
 func (p *pairing) wait(id string, x unpaired) {
@@ -138,6 +166,9 @@ func (p *pairing) report() shadowReport {
 			out.Changes = append(out.Changes, *g)
 		}
 	}
+	if v := p.votes[p.newest]; v != nil {
+		out.voteTally = *v
+	}
 	sortChanges(out.Changes)
 	return out
 }
@@ -149,6 +180,9 @@ func shadowReportTable(w io.Writer, r shadowReport) {
 	}
 	row(w, "shadow", fmt.Sprintf("%.12s… sequence %d", r.Shadow.Digest, r.Shadow.Sequence))
 	diffTable(w, r.policyDiff)
+	if r.Compared > 0 {
+		row(w, fmt.Sprintf("%d votes", r.Compared), fmt.Sprintf("%d otherwise", r.Otherwise))
+	}
 	if r.Alone > 0 {
 		row(w, fmt.Sprintf("%d decisions since then without the shadow's answer", r.Alone))
 	}

@@ -29,6 +29,8 @@ type uploadFlags struct {
 	standard  bool
 	yes       bool
 	compareTo recorded
+	// next is the sequence unless one is given; nil: the one above the policy in force.
+	next func(context.Context, *vaultclient.Engine) (uint64, error)
 }
 
 func newPolicyUploadCmd(a *app) *cobra.Command {
@@ -49,7 +51,7 @@ of the bundle stays on this machine for policy replay.
 			if err != nil {
 				return err
 			}
-			if err := a.showEffect(cmd.Context(), raw, f.compareTo); err != nil {
+			if err := a.showEffect(cmd.Context(), raw, f.compareTo, false); err != nil {
 				return err
 			}
 			if err := a.sure("Put this policy in force?", f.yes); err != nil {
@@ -62,20 +64,30 @@ of the bundle stays on this machine for policy replay.
 			return a.print(status, func(w io.Writer) { policyTable(w, status) })
 		},
 	}
-	fl := cmd.Flags()
 	f.register(cmd, "the bundle denies everything after this time")
+	f.registerEffect(cmd)
+	return cmd
+}
+
+// registerEffect adds the flags of what is shown before an upload.
+func (f *uploadFlags) registerEffect(cmd *cobra.Command) {
+	fl := cmd.Flags()
 	fl.DurationVar(&f.compareTo.since, "since", 7*24*time.Hour, "compare the decisions of this time; 0 for none")
 	fl.StringVar(&f.compareTo.from, "from", "", "compare the decisions in this file or directory")
 	fl.BoolVarP(&f.yes, "yes", "y", false, "don't ask")
-	return cmd
 }
 
 // register adds the flags that say what bundle is made; expires is what its end
 // means.
 func (f *uploadFlags) register(cmd *cobra.Command, expires string) {
+	f.registerSigning(cmd, expires)
+	cmd.Flags().BoolVar(&f.standard, "default", false, "the policies that come with sealedctl")
+}
+
+// registerSigning is register without the default policies.
+func (f *uploadFlags) registerSigning(cmd *cobra.Command, expires string) {
 	f.key.register(cmd)
 	fl := cmd.Flags()
-	fl.BoolVar(&f.standard, "default", false, "the policies that come with sealedctl")
 	fl.StringVar(&f.revision, "revision", "", "free text for people, such as a commit")
 	fl.Uint64Var(&f.sequence, "sequence", 0, "sequence of the bundle (default: the next one)")
 	fl.DurationVar(&f.life, "expires-in", bundleLife, expires)
@@ -134,13 +146,15 @@ func (f *uploadFlags) building(source fs.FS) bundleMaker {
 		if err != nil {
 			return nil, nil, err
 		}
-		now, err := e.PolicyStatus(ctx)
-		if err != nil && !errors.Is(err, sealed.ErrNotFound) {
-			return nil, nil, err
-		}
 		m := opabundle.Manifest{Revision: f.revision, Sequence: f.sequence, Expires: time.Now().Add(f.life)}
 		if m.Sequence == 0 {
-			m.Sequence = now.Sequence + 1
+			next := f.next
+			if next == nil {
+				next = nextPolicy
+			}
+			if m.Sequence, err = next(ctx, e); err != nil {
+				return nil, nil, err
+			}
 		}
 		id := f.key.id
 		if id == "" {
@@ -157,10 +171,20 @@ func (f *uploadFlags) building(source fs.FS) bundleMaker {
 	}
 }
 
-// showEffect says on stderr what the bundle would have decided otherwise than
-// the one in force. It only informs: a bundle that can't be opened the engine
-// refuses, with the reason, and without recorded requests there is nothing to say.
-func (a *app) showEffect(ctx context.Context, raw []byte, r recorded) error {
+// nextPolicy is the sequence above the policy in force.
+func nextPolicy(ctx context.Context, e *vaultclient.Engine) (uint64, error) {
+	now, err := e.PolicyStatus(ctx)
+	if err != nil && !errors.Is(err, sealed.ErrNotFound) {
+		return 0, err
+	}
+	return now.Sequence + 1, nil
+}
+
+// showEffect says on stderr what would have been decided otherwise with the bundle
+// in the place of the one in force, or of its overlay. It only informs: a bundle that
+// can't be opened the engine refuses, with the reason, and without recorded requests
+// there is nothing to say.
+func (a *app) showEffect(ctx context.Context, raw []byte, r recorded, asOverlay bool) error {
 	if r.since == 0 && r.from == "" || a.quiet {
 		return nil
 	}
@@ -168,12 +192,17 @@ func (a *app) showEffect(ctx context.Context, raw []byte, r recorded) error {
 	if err != nil {
 		return nil
 	}
-	now, err := a.inspect(ctx, "active")
+	base, overlay, err := a.inForce(ctx)
 	if err != nil {
 		a.talk("no comparison with the policy in force: %v", err)
 		return ctx.Err()
 	}
-	d, err := a.diffRecorded(ctx, r, []decisionlog.Decider{now, next})
+	then := over(next, overlay)
+	if asOverlay {
+		then = over(base, next)
+	}
+	d, err := a.diffRecorded(ctx, r, []decisionlog.Decider{over(base, overlay), then})
+	d.Overlays, d.Votes = 0, 0 // both sides are with their overlays; of votes nothing is shown
 	if err != nil && (r.from != "" || ctx.Err() != nil) {
 		return err
 	}
@@ -186,10 +215,8 @@ func (a *app) showEffect(ctx context.Context, raw []byte, r recorded) error {
 
 // uploadBundle keeps a copy before the bundle decides anything.
 func (a *app) uploadBundle(ctx context.Context, e *vaultclient.Engine, raw []byte) (vaultclient.PolicyStatus, error) {
-	if b, err := opabundle.Inspect(ctx, raw, authorLimits); err == nil {
-		if err := a.keepBundle(b.Ref().Digest, raw); err != nil {
-			return vaultclient.PolicyStatus{}, err
-		}
+	if err := a.keepOpened(ctx, raw); err != nil {
+		return vaultclient.PolicyStatus{}, err
 	}
 	done, err := e.UploadPolicy(ctx, raw)
 	if err != nil {
@@ -199,4 +226,13 @@ func (a *app) uploadBundle(ctx context.Context, e *vaultclient.Engine, raw []byt
 		a.talk("this bundle was the shadow; its trial is over")
 	}
 	return e.PolicyStatus(ctx)
+}
+
+// keepOpened keeps a copy of a bundle that can be opened; others the engine refuses.
+func (a *app) keepOpened(ctx context.Context, raw []byte) error {
+	b, err := opabundle.Inspect(ctx, raw, authorLimits)
+	if err != nil {
+		return nil
+	}
+	return a.keepBundle(b.Ref().Digest, raw)
 }

@@ -55,9 +55,9 @@ func rollbackTable(w io.Writer, r vaultclient.Rollback) {
 }
 
 type attestFlags struct {
-	lost, policy uint64
-	reason       string
-	yes          bool
+	lost, policy, overlay uint64
+	reason                string
+	yes                   bool
 }
 
 func newRollbackAttestCmd(a *app) *cobra.Command {
@@ -67,13 +67,15 @@ func newRollbackAttestCmd(a *app) *cobra.Command {
 		Long: `Attest says that the restore by which --lost-size entries were lost was meant. The
 numbers of the lost entries are never used again, every run that is not over is
 aborted, and no policy below --policy-sequence, the newest that ever was in force,
-is taken. Revocations of the lost history are gone: make them again before this.
+is taken; the same goes for --overlay-sequence, of a tenant that ever had an overlay:
+nothing is decided until it, or the word of two persons, is there. Revocations of the lost history are gone: make them again before this.
 
   sealedctl audit rollback attest --lost-size 812 --policy-sequence 7 --reason "restored after the outage of 2 May"`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.attestRollback(cmd.Context(), f) },
 	}
 	cmd.Flags().Uint64Var(&f.lost, "lost-size", 0, "entries of the lost head, as show tells")
 	cmd.Flags().Uint64Var(&f.policy, "policy-sequence", 0, "sequence of the newest policy that ever was in force")
+	cmd.Flags().Uint64Var(&f.overlay, "overlay-sequence", 0, "sequence of the newest overlay that ever was in force; 0 for none")
 	cmd.Flags().StringVar(&f.reason, "reason", "", "why, for people; it is logged")
 	cmd.Flags().BoolVarP(&f.yes, "yes", "y", false, "don't ask")
 	for _, name := range []string{"lost-size", "policy-sequence", "reason"} {
@@ -102,7 +104,7 @@ func (a *app) attestRollback(ctx context.Context, f attestFlags) error {
 			return err
 		}
 	}
-	aborted, err := e.AttestRollback(ctx, f.lost, f.policy, f.reason)
+	aborted, err := e.AttestRollback(ctx, f.lost, f.policy, f.overlay, f.reason)
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,9 @@ type Decider interface {
 // Again asks a bundle what was asked then. It is sealed.ErrInvalid when the
 // input was not kept.
 func (e Event) Again(ctx context.Context, by Decider) (sealed.Decision, error) {
+	if e.vote != nil {
+		return by.Decide(ctx, e.Question(), *e.vote, e.vote.Time), nil
+	}
 	in, err := e.Request()
 	if err != nil {
 		return sealed.Decision{}, err

@@ -211,6 +211,47 @@ func TestShadowIsMasked(t *testing.T) {
 	}
 }
 
+// The answer of an overlay is a verdict of its own bundle to the same request.
+func TestOverlayIsMarked(t *testing.T) {
+	in, d := request(), decider{effect: sealed.EffectDeny}
+	other := sealed.BundleRef{Digest: sealed.DigestOf(sealed.DomainAgent, []byte("overlay")), Sequence: 2}
+	v := event(t, in, answer(in, decider{effect: sealed.EffectAllow}))
+	o, err := Parse(text(t, v.NewOverlay("01JTSEALED0000000000000002", other, answer(in, d))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !o.Overlay() || o.Shadow || o.Beside != v.DecisionID || o.Ref() != other || o.Result.Effect != sealed.EffectDeny {
+		t.Errorf("%+v", o)
+	}
+	if v.Overlay() || v.Beside != "" || v.Result.Effect != sealed.EffectAllow || v.Ref() != ref() {
+		t.Errorf("the verdict below was changed: %+v", v)
+	}
+	if got, err := o.Again(context.Background(), d); err != nil || !o.Matches(got) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	s := v.NewShadow("01JTSEALED0000000000000003", ref(), answer(in, d))
+	if verdicts, shadows := Verdicts([]Event{v, o, s}); len(verdicts) != 2 || !verdicts[1].Overlay() || len(shadows) != 1 {
+		t.Errorf("%d verdicts, %d shadows", len(verdicts), len(shadows))
+	}
+	if n := len(text(t, o)); n > o.Size() {
+		t.Errorf("%d bytes, said to be at most %d", n, o.Size())
+	}
+	// What the agent said is not kept, and what has no room is erased.
+	const said = "please, my token is hunter2hunter2"
+	for _, agents := range []int{1, MaxEvent} {
+		in := request()
+		in.Reason, in.Key.Agents = said, []string{strings.Repeat("a", agents)}
+		original := answer(in, d)
+		if b := text(t, event(t, in, original).NewOverlay("01JTSEALED0000000000000002", other, original)); bytes.Contains(b, []byte("hunter2")) {
+			t.Errorf("kept: %.300s", b)
+		}
+	}
+	long := sealed.Deny(strings.Repeat("x", MaxEvent/6), "")
+	if o := v.NewOverlay("01JTSEALED0000000000000002", other, long); o.Input != nil || !slices.Equal(o.Erased, []string{"/input"}) || v.Input == nil {
+		t.Errorf("%d bytes of request beside a long answer", len(o.Input))
+	}
+}
+
 func TestLargeInputIsErased(t *testing.T) {
 	in := request()
 	in.Key.Agents = []string{strings.Repeat("é", MaxEvent/4)}
@@ -301,6 +342,8 @@ func TestParseRefuses(t *testing.T) {
 		"half a shadow": {`"path":`, `"shadow":true,"path":`},
 		"other half":    {`"path":`, `"beside":"01JTSEALED0000000000000009","path":`},
 		"its own":       {`"path":`, `"shadow":true,"beside":"01JTSEALED0000000000000001","path":`},
+		"alone over":    {`{"sealed":{`, `{"overlay":{`},
+		"two bundles":   {`{"sealed":{`, `{"overlay":{"revision":"` + string(ref().Digest) + `","sequence":1},"sealed":{`},
 		"no truth":      {`"path":`, `"shadow":"true","beside":"01JTSEALED0000000000000009","path":`},
 	} {
 		bad := strings.Replace(good, change[0], change[1], 1)
@@ -368,6 +411,7 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Add(good)
 	f.Add(bytes.Replace(good, []byte(`"path":`), []byte(`"shadow":true,"beside":"01JTSEALED0000000000000009","path":`), 1))
+	f.Add(bytes.Replace(good, []byte(`"bundles":{"sealed":`), []byte(`"beside":"01JTSEALED0000000000000009","bundles":{"overlay":`), 1))
 	f.Add([]byte(`{}`))
 	f.Add([]byte(`{"bundles":{"sealed":{"revision":"","sequence":-1}}}`))
 	f.Add(fmt.Appendf(nil, `{"input":%s}`, strings.Repeat("[", 100)))

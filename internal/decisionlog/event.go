@@ -8,7 +8,7 @@
 //
 // # Guarantee
 //
-// An event that New made holds names only. The input of a policy has no field
+// An event that New or NewVote made holds names only. The input of a policy has no field
 // for a value (a test lists its fields); the one field that is free text of the
 // agent, reason, is erased, and what the policy says to people is masked where
 // it could quote it. Again gives the recorded result for the same bundle, byte
@@ -31,14 +31,17 @@
 //	labels       where it comes from: entry, type (of the entry), run
 //	decision_id  a ULID
 //	bundles      {"sealed": {"revision": hex SHA-256 of the bundle's bytes,
-//	             "sequence": N}}; the second is ours
-//	path         sealed/authz/decision
+//	             "sequence": N}}; the second is ours. Under the name overlay
+//	             instead of sealed: the answer of an overlay; see below
+//	path         sealed/authz/decision, or sealed/approval/decision: may this
+//	             person vote?
 //	input        the document that the policy saw
 //	result       its answer
 //	erased       JSON pointers to what was removed
 //	masked       JSON pointers to what was replaced by ""
 //	shadow       true: the answer of a bundle that decides nothing; see below
-//	beside       of a shadow: decision_id of the verdict to the same request
+//	beside       of a shadow or an overlay: decision_id of the verdict to the
+//	             same request
 //	timestamp    the time that the policy was given
 //
 // A shadow is no verdict. It says what a bundle on trial would have said to the
@@ -47,6 +50,13 @@
 // own logs have neither member; FromBody adds the label shadow, for tools that
 // group by labels. What a shadow could not be asked in its own short time has the
 // reason sealed.ReasonTimeout, and is not to be had again.
+//
+// An overlay is a second bundle over the first, which can only narrow what that
+// one says. Its answers are verdicts: events of their own, each derived again from
+// the overlay alone, and each naming the first bundle's event, whose request it
+// repeats. What came of the two is sealed.Combine of their results, in this order.
+// An overlay is not asked what the first bundle denies, so that a denial stands
+// alone.
 //
 // An exported file has one event on a line. See
 // https://www.openpolicyagent.org/docs/management-decision-logs.
@@ -63,8 +73,11 @@ import (
 	"sealed.dev/sealed/internal/sealed"
 )
 
-// bundleName is the one bundle that a mount has.
-const bundleName = "sealed"
+// The names of the bundles that a mount has.
+const (
+	bundleName  = "sealed"
+	overlayName = "overlay"
+)
 
 const (
 	// MaxEvent bounds one event in JSON, in bytes. New erases an input that
@@ -88,7 +101,8 @@ type Event struct {
 	Beside     string            `json:"beside,omitempty"`
 	Timestamp  time.Time         `json:"timestamp"`
 
-	in *sealed.Input // what Input says
+	in   *sealed.Input         // what Input says, of sealed.QuestionAuthz
+	vote *sealed.ApprovalInput // and of sealed.QuestionApproval
 }
 
 // A Bundle names the bundle that decided.
@@ -113,11 +127,25 @@ func New(id string, ref sealed.BundleRef, in sealed.Input, answer sealed.Decisio
 	if err != nil {
 		return Event{}, fmt.Errorf("recording decision: %w", err)
 	}
-	if e.Input, e.in = doc, &in; e.Size() > MaxEvent {
-		e.Input, e.in, e.Erased = nil, nil, []string{erasedInput}
-	}
+	e.Input, e.in = doc, &in
+	e.fit()
 	return e, nil
 }
+
+// fit erases an input that has no room.
+func (e *Event) fit() {
+	if e.kept() && e.Size() > MaxEvent {
+		e.forget()
+	}
+}
+
+// forget erases the input.
+func (e *Event) forget() {
+	e.Input, e.in, e.vote, e.Erased = nil, nil, nil, []string{erasedInput}
+}
+
+// kept reports whether the input was kept.
+func (e Event) kept() bool { return e.in != nil || e.vote != nil }
 
 // mask removes what the policy says to people.
 func (e *Event) mask() {
@@ -141,6 +169,26 @@ func (e Event) NewShadow(id string, ref sealed.BundleRef, answer sealed.Decision
 	return s
 }
 
+// NewOverlay makes the event of what an overlay answered to the request of e, which
+// is a verdict of the bundle below it. Where the agent's words were erased from the
+// request, the answer is masked.
+func (e Event) NewOverlay(id string, ref sealed.BundleRef, answer sealed.Decision) Event {
+	o := e
+	o.DecisionID, o.Bundles = id, map[string]Bundle{overlayName: {Revision: ref.Digest, Sequence: ref.Sequence}}
+	o.Result, o.Masked, o.Beside = answer, nil, e.DecisionID
+	if len(e.Erased) > 0 { // the whole input may have been erased with the words in it
+		o.mask()
+	}
+	o.fit()
+	return o
+}
+
+// Overlay reports whether it was an overlay that answered.
+func (e Event) Overlay() bool {
+	_, ok := e.Bundles[overlayName]
+	return ok
+}
+
 // Verdicts parts events that decided from those that only shadow one, each in
 // their order. Without shadows, verdicts is events itself.
 func Verdicts(events []Event) (verdicts, shadows []Event) {
@@ -161,7 +209,7 @@ func Verdicts(events []Event) (verdicts, shadows []Event) {
 // everything but ASCII as escapes.
 func (e Event) Size() int {
 	n := 512 + escaped(string(e.Input))
-	if e.Shadow {
+	if e.Beside != "" {
 		n += 64 + len(e.Beside)
 	}
 	for _, r := range e.Result.Reasons {
@@ -187,7 +235,10 @@ func escaped(s string) int {
 
 // Ref returns the bundle that decided.
 func (e Event) Ref() sealed.BundleRef {
-	b := e.Bundles[bundleName]
+	b, ok := e.Bundles[bundleName]
+	if !ok {
+		b = e.Bundles[overlayName]
+	}
 	return sealed.BundleRef{Digest: b.Revision, Sequence: b.Sequence}
 }
 
@@ -197,8 +248,8 @@ func (e Event) Question() string { return strings.ReplaceAll(e.Path, "/", ".") }
 func pathOf(question string) string { return strings.ReplaceAll(question, ".", "/") }
 
 // Request returns the input as it was recorded: without what was erased. It is
-// sealed.ErrInvalid when it was erased as a whole. Its lists are shared and must
-// not be changed.
+// sealed.ErrInvalid when it was erased as a whole, or is about a vote. Its lists are
+// shared and must not be changed.
 func (e Event) Request() (sealed.Input, error) {
 	if e.in == nil {
 		return sealed.Input{}, fmt.Errorf("reading decision %s: the input was not kept: %w", e.DecisionID, sealed.ErrInvalid)

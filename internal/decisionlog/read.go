@@ -26,13 +26,14 @@ const labelShadow = "shadow"
 // maxLine bounds one line of an exported file, in bytes.
 const maxLine = 4 * MaxEvent
 
-// A line is an event as it is read: the request is parsed in the same pass.
-type line struct {
+// A line is an event as it is read: the request, sealed.Input or
+// sealed.ApprovalInput, is parsed in the same pass.
+type line[In any] struct {
 	Labels     map[string]string `json:"labels"`
 	DecisionID string            `json:"decision_id"`
 	Bundles    map[string]Bundle `json:"bundles"`
 	Path       string            `json:"path"`
-	Input      *sealed.Input     `json:"input"`
+	Input      *In               `json:"input"`
 	Result     sealed.Decision   `json:"result"`
 	Erased     []string          `json:"erased"`
 	Masked     []string          `json:"masked"`
@@ -43,17 +44,50 @@ type line struct {
 
 // Parse reads one event and checks it. Errors wrap sealed.ErrInvalid.
 func Parse(text []byte) (Event, error) {
-	var l line
+	if aboutVotes(text, true) {
+		return parse[sealed.ApprovalInput](text)
+	}
+	return parse[sealed.Input](text)
+}
+
+// aboutVotes reports whether an event, or the first of a list of them, is about votes.
+// Nearly all are not, and have the path nowhere; a claim of a requester may be called
+// path, too.
+func aboutVotes(text []byte, one bool) bool {
+	path := pathOf(sealed.QuestionApproval)
+	if !bytes.Contains(text, []byte(path)) {
+		return false
+	}
+	events := make([]struct {
+		Path string `json:"path"`
+	}, 1)
+	var err error
+	if one {
+		err = json.Unmarshal(text, &events[0])
+	} else {
+		err = json.Unmarshal(text, &events)
+	}
+	return err == nil && len(events) > 0 && events[0].Path == path
+}
+
+func parse[In any](text []byte) (Event, error) {
+	var l line[In]
 	if err := sealed.Decode(text, maxLine, &l); err != nil {
 		return Event{}, fmt.Errorf("parsing decision: %w", err)
 	}
 	return l.event()
 }
 
-func (l line) event() (Event, error) {
+func (l line[In]) event() (Event, error) {
 	e := Event{
 		Labels: l.Labels, DecisionID: l.DecisionID, Bundles: l.Bundles, Path: l.Path, Result: l.Result,
-		Erased: l.Erased, Masked: l.Masked, Shadow: l.Shadow, Beside: l.Beside, Timestamp: l.Timestamp, in: l.Input,
+		Erased: l.Erased, Masked: l.Masked, Shadow: l.Shadow, Beside: l.Beside, Timestamp: l.Timestamp,
+	}
+	switch in := any(l.Input).(type) {
+	case *sealed.Input:
+		e.in = in
+	case *sealed.ApprovalInput:
+		e.vote = in
 	}
 	if l.Input != nil {
 		var err error
@@ -69,16 +103,21 @@ func (e Event) check() error {
 		return fmt.Errorf("parsing decision: %s: %w", what, sealed.ErrInvalid)
 	}
 	if len(e.Bundles) != 1 || e.Ref().Digest.Validate("bundles") != nil {
-		return bad("wants one bundle, sealed, with its digest")
+		return bad("wants one bundle, sealed or overlay, with its digest")
 	}
-	if e.Question() != sealed.QuestionAuthz {
-		return bad("another path than sealed/authz/decision")
+	if q := e.Question(); q != sealed.QuestionAuthz && q != sealed.QuestionApproval {
+		return bad("another path than sealed/authz/decision and sealed/approval/decision")
+	} else if e.in != nil && q != sealed.QuestionAuthz || e.vote != nil && q != sealed.QuestionApproval {
+		return bad("the input is of another question")
 	}
 	if e.DecisionID == "" || len(e.DecisionID) > 64 || e.Timestamp.IsZero() {
 		return bad("wants a decision_id and a timestamp")
 	}
-	if e.Shadow != (e.Beside != "") || len(e.Beside) > 64 || e.Beside == e.DecisionID {
-		return bad("a shadow, and nothing else, names the decision beside it")
+	if e.Shadow && e.Overlay() {
+		return bad("an overlay is no shadow")
+	}
+	if (e.Shadow || e.Overlay()) != (e.Beside != "") || len(e.Beside) > 64 || e.Beside == e.DecisionID {
+		return bad("a shadow, or an overlay, and nothing else, names the decision beside it")
 	}
 	switch e.Result.Effect {
 	case sealed.EffectDeny, sealed.EffectRequireApproval, sealed.EffectAllow:
@@ -86,9 +125,9 @@ func (e Event) check() error {
 		return bad("the result is no decision")
 	}
 	switch erased := slices.Contains(e.Erased, erasedInput); {
-	case erased != (e.in == nil):
+	case erased == e.kept():
 		return bad("wants an input, or that it was erased")
-	case !erased && !e.in.Time.Equal(e.Timestamp):
+	case !erased && !e.asked().Equal(e.Timestamp):
 		return bad("the timestamp is not the time of the input")
 	}
 	return nil
@@ -107,8 +146,15 @@ func FromBody(body []byte, labels map[string]string) ([]Event, error) {
 	if members[Member] == nil {
 		return nil, nil
 	}
-	var lines []line
-	if err := sealed.Decode(members[Member], len(body), &lines); err != nil {
+	if aboutVotes(members[Member], false) { // an entry's events are all about votes, or none
+		return fromList[sealed.ApprovalInput](members[Member], labels)
+	}
+	return fromList[sealed.Input](members[Member], labels)
+}
+
+func fromList[In any](list []byte, labels map[string]string) ([]Event, error) {
+	var lines []line[In]
+	if err := sealed.Decode(list, len(list), &lines); err != nil {
 		return nil, fmt.Errorf("reading decisions: %w", err)
 	}
 	events := make([]Event, len(lines))
@@ -195,7 +241,7 @@ func Split(events []Event) [][]Event {
 func WithoutInputs(events []Event) []Event {
 	out := slices.Clone(events)
 	for i := range out {
-		out[i].Input, out[i].in, out[i].Erased = nil, nil, []string{erasedInput}
+		out[i].forget()
 	}
 	return out
 }

@@ -36,6 +36,7 @@ type ApprovalObject struct {
 	Quorum         int         `json:"quorum"`
 	Groups         []string    `json:"groups"`
 	Bundle         BundleRef   `json:"bundle"`
+	Overlay        BundleRef   `json:"overlay,omitzero"` // zero: the tenant has none
 	CreatedAt      time.Time   `json:"created_at"`
 	ExpiresAt      time.Time   `json:"expires_at"`
 }

@@ -56,6 +56,7 @@ type Preview struct {
 	Profiles       []ProfileRef           `json:"profiles"`  // levels, earliest first
 	WorkflowProven bool                   `json:"workflow_proven"`
 	Bundle         BundleRef              `json:"bundle"`
+	Overlay        BundleRef              `json:"overlay,omitzero"` // zero: the tenant has none
 	Keys           []PreviewKey           `json:"keys"`
 	Knobs          map[string]PreviewKnob `json:"knobs"`
 	Shadowed       []string               `json:"shadowed,omitempty"` // knobs that are not there because a level has a key of the name

@@ -22,10 +22,11 @@ const (
 	ProposalPolicyKey = "policy-key" // the keys that sign policies
 	ProposalTrust     = "trust"      // trust bundle, its endpoint and that one's CA
 	ProposalConfig    = "config"     // of the mount
+	ProposalOverlay   = "overlay"    // the end of the policy's overlay
 )
 
 // ProposalKinds lists the kinds of proposal.
-var ProposalKinds = []string{ProposalProfile, ProposalSource, ProposalPolicyKey, ProposalTrust, ProposalConfig}
+var ProposalKinds = []string{ProposalProfile, ProposalSource, ProposalPolicyKey, ProposalTrust, ProposalConfig, ProposalOverlay}
 
 // A ProposalObject is exactly what a second person is shown and confirms. Its
 // digest (DomainProposal over the stored bytes) is what a confirmation names.

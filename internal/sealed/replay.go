@@ -20,7 +20,7 @@ const (
 	ReplayKeyGone       = "key_gone"       // the profile does not name it any more
 	ReplayKeyAdded      = "key_added"      // the old run did not have it
 	ReplayKeyChanged    = "key_changed"    // the profile says something else about it
-	ReplayBundleChanged = "bundle_changed" // another policy bundle is current
+	ReplayBundleChanged = "bundle_changed" // another policy bundle or overlay is current
 	ReplayRotated       = "rotated"        // the source has a newer value
 	ReplayNotUsed       = "not_used"       // the old run never got it: there is no version to compare
 	ReplayUnknown       = "unknown"        // the source does not tell versions

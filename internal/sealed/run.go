@@ -157,6 +157,7 @@ type Manifest struct {
 	WorkspaceDigest Digest        `json:"workspace_digest,omitempty"`
 	Sandbox         SandboxSpec   `json:"sandbox"`
 	Bundle          BundleRef     `json:"bundle"`
+	Overlay         BundleRef     `json:"overlay,omitzero"` // zero: the tenant had none
 	Epoch           uint64        `json:"epoch"`
 	CreatedAt       time.Time     `json:"created_at"`
 	ReplayOf        RunID         `json:"replay_of,omitempty"` // the run that this one replays

@@ -17,6 +17,8 @@ type PolicyStatus struct {
 	Expires     time.Time     `json:"expires,omitzero"`
 	ActivatedAt time.Time     `json:"activated_at,omitzero"`
 	KeyIDs      []string      `json:"key_ids"` // that may sign the next one
+	// Overlay is the one over the bundle; zero: there is none.
+	Overlay sealed.BundleRef `json:"overlay,omitzero"`
 	// ShadowRemoved says, of an upload, that the bundle was the shadow until now.
 	ShadowRemoved bool `json:"-"`
 }
@@ -89,7 +91,7 @@ func (e *Engine) PolicyStatus(ctx context.Context) (PolicyStatus, error) {
 func (f fields) policy() (PolicyStatus, error) {
 	var out PolicyStatus
 	var err error
-	for name, to := range map[string]*sealed.Digest{"digest": &out.Digest, "previous": &out.Previous} {
+	for name, to := range map[string]*sealed.Digest{"digest": &out.Digest, "previous": &out.Previous, "overlay": &out.Overlay.Digest} {
 		if *(*string)(to), err = f.text(name); err != nil {
 			return out, err
 		}
@@ -106,8 +108,10 @@ func (f fields) policy() (PolicyStatus, error) {
 			return out, f.malformed(name)
 		}
 	}
-	if out.Sequence, err = f.number("sequence"); err != nil {
-		return out, err
+	for name, to := range map[string]*uint64{"sequence": &out.Sequence, "overlay_sequence": &out.Overlay.Sequence} {
+		if *to, err = f.number(name); err != nil {
+			return out, err
+		}
 	}
 	out.KeyIDs, err = f.texts("key_ids")
 	return out, err

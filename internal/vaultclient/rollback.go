@@ -74,12 +74,17 @@ func (e *Engine) Rollback(ctx context.Context) (Rollback, error) {
 }
 
 // AttestRollback says that the restore was meant by which lostSize entries were
-// lost, and that the newest policy that ever was in force has this sequence. It
-// aborts every run that is not over and returns how many there were.
-func (e *Engine) AttestRollback(ctx context.Context, lostSize, policySequence uint64, reason string) (aborted int, err error) {
-	f, err := e.write(ctx, map[string]any{
+// lost, and that the newest policy and overlay that ever were in force have these
+// sequences (0: there never was an overlay). It aborts every run that is not over
+// and returns how many there were.
+func (e *Engine) AttestRollback(ctx context.Context, lostSize, policySequence, overlaySequence uint64, reason string) (aborted int, err error) {
+	data := map[string]any{
 		"lost_size": strconv.FormatUint(lostSize, 10), "policy_sequence": strconv.FormatUint(policySequence, 10), "reason": reason,
-	}, "config", "attest-rollback")
+	}
+	if overlaySequence > 0 {
+		data["overlay_sequence"] = strconv.FormatUint(overlaySequence, 10)
+	}
+	f, err := e.write(ctx, data, "config", "attest-rollback")
 	if err != nil {
 		return 0, err
 	}

@@ -34,14 +34,14 @@ func TestRollback(t *testing.T) {
 	if err != nil || !r.RolledBack || r.LostSize != 12 || r.RestoredSize != 7 || r.Lost != "a note" {
 		t.Errorf("%+v: %v", r, err)
 	}
-	if n, err := e.AttestRollback(t.Context(), 12, 1, "meant"); err != nil || n != 3 {
+	if n, err := e.AttestRollback(t.Context(), 12, 1, 0, "meant"); err != nil || n != 3 {
 		t.Errorf("%d: %v", n, err)
 	}
 	answer["lost_size"], answer["aborted"] = "many", "many"
 	if _, err := e.Rollback(t.Context()); !errors.Is(err, sealed.ErrInvalid) {
 		t.Errorf("a size that is no number: %v", err)
 	}
-	if _, err := e.AttestRollback(t.Context(), 12, 1, "meant"); !errors.Is(err, sealed.ErrInvalid) {
+	if _, err := e.AttestRollback(t.Context(), 12, 1, 0, "meant"); !errors.Is(err, sealed.ErrInvalid) {
 		t.Errorf("a count that is no number: %v", err)
 	}
 }

@@ -112,10 +112,10 @@ func (w *world) attested(t *testing.T, g *guest.Guest, lost []byte) {
 	if !st.RolledBack || st.LostSize <= st.RestoredSize || st.Lost == "" {
 		t.Fatalf("%+v", st)
 	}
-	if _, err := w.Engine(t, "operator").AttestRollback(t.Context(), st.LostSize, 1, "I do not mind"); !errors.Is(err, sealed.ErrDenied) {
+	if _, err := w.Engine(t, "operator").AttestRollback(t.Context(), st.LostSize, 1, 0, "I do not mind"); !errors.Is(err, sealed.ErrDenied) {
 		t.Errorf("the operator attests: %v", err)
 	}
-	aborted, err := admin.AttestRollback(t.Context(), st.LostSize, 1, "restored after a test")
+	aborted, err := admin.AttestRollback(t.Context(), st.LostSize, 1, 0, "restored after a test")
 	harness.Must(t, err)
 	if aborted == 0 {
 		t.Error("no run was aborted")

@@ -95,6 +95,9 @@ func TestSeparation(t *testing.T) {
 		{"sealed/policy/shadow", "update", []string{"sealed-policy"}},
 		{"sealed/policy/shadow", "read", []string{"sealed-policy"}},
 		{"sealed/policy/shadow", "delete", []string{"sealed-policy"}},
+		{"sealed/policy/overlay", "update", []string{"sealed-policy"}},
+		{"sealed/policy/overlay", "read", []string{"sealed-policy"}},
+		{"sealed/policy/overlay", "delete", []string{"sealed-policy"}},
 		{"sealed/policy/decide", "update", []string{"sealed-operator", "sealed-policy"}},
 		{"sealed/policy/bundle/" + strings.Repeat("a", 64), "read", []string{"sealed-auditor", "sealed-operator", "sealed-policy"}},
 		{"sealed/policy/bundle/" + strings.Repeat("a", 64), "update", nil},
@@ -139,6 +142,9 @@ func TestSeparation(t *testing.T) {
 		{"sealed/proposals/trust/01ARZ3NDEKTSV4RRFFQ69G5FAV", "read", []string{"sealed-root"}},
 		{"sealed/proposals/trust/01ARZ3NDEKTSV4RRFFQ69G5FAV/confirm", "update", []string{"sealed-root"}},
 		{"sealed/proposals/trust/01ARZ3NDEKTSV4RRFFQ69G5FAV/reject", "update", []string{"sealed-root"}},
+		{"sealed/proposals/overlay/01ARZ3NDEKTSV4RRFFQ69G5FAV", "read", []string{"sealed-policy"}},
+		{"sealed/proposals/overlay/01ARZ3NDEKTSV4RRFFQ69G5FAV/confirm", "update", []string{"sealed-policy"}},
+		{"sealed/proposals/overlay/01ARZ3NDEKTSV4RRFFQ69G5FAV/reject", "update", []string{"sealed-policy"}},
 	}
 	for _, tt := range tests {
 		var got []string
