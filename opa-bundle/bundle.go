@@ -36,7 +36,8 @@
 // A gzip-compressed tar with these regular files and nothing else:
 //
 //	.manifest          {"revision", "roots":["sealed"], "rego_version":1,
-//	                    "metadata":{"sequence": N ≥ 1, "expires": RFC 3339}}
+//	                    "metadata":{"sequence": N ≥ 1, "expires": RFC 3339,
+//	                    "overlay": true, if it is one}}
 //	.signatures.json   {"signatures":[one JWT]}, header {"alg":"ES256","kid":ID}
 //	**/*.rego          policies of packages below sealed
 //	**/data.json       data below sealed
@@ -117,6 +118,7 @@ type Bundle struct {
 	ref      sealed.BundleRef
 	revision string
 	expires  time.Time
+	overlay  bool
 	limits   Limits
 	queries  map[string]*query // by question
 }
@@ -129,3 +131,7 @@ func (b *Bundle) Revision() string { return b.revision }
 
 // Expires returns the moment from which Decide denies.
 func (b *Bundle) Expires() time.Time { return b.expires }
+
+// IsOverlay reports whether the signer made it to be laid over another bundle.
+// Decide does not care; whoever lets a bundle decide alone has to.
+func (b *Bundle) IsOverlay() bool { return b.overlay }

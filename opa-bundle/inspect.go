@@ -70,3 +70,6 @@ func (i *Inspection) Revision() string { return i.b.Revision() }
 
 // Expires returns the moment from which Decide denies.
 func (i *Inspection) Expires() time.Time { return i.b.Expires() }
+
+// IsOverlay reports whether it is made to be laid over another bundle.
+func (i *Inspection) IsOverlay() bool { return i.b.IsOverlay() }

@@ -15,6 +15,7 @@ type Manifest struct {
 	Revision string // free text for people, at most 256 bytes
 	Sequence uint64
 	Expires  time.Time // kept in whole seconds
+	Overlay  bool      // to be laid over another bundle, never to decide alone
 }
 
 // manifestDoc is .manifest. Everything that OPA knows beyond it (wasm,
@@ -26,12 +27,13 @@ type manifestDoc struct {
 	Metadata    struct {
 		Sequence uint64 `json:"sequence"`
 		Expires  string `json:"expires"`
+		Overlay  bool   `json:"overlay,omitempty"`
 	} `json:"metadata"`
 }
 
 func (m Manifest) marshal() ([]byte, error) {
 	doc := manifestDoc{Revision: m.Revision, Roots: []string{"sealed"}, RegoVersion: 1}
-	doc.Metadata.Sequence = m.Sequence
+	doc.Metadata.Sequence, doc.Metadata.Overlay = m.Sequence, m.Overlay
 	doc.Metadata.Expires = m.Expires.UTC().Format(time.RFC3339)
 	b, err := json.Marshal(doc)
 	if err != nil {
@@ -75,7 +77,7 @@ func parseManifest(data []byte) (Manifest, error) {
 	if err != nil || expires.Unix() <= 0 {
 		return Manifest{}, fmt.Errorf("parsing manifest: %w: metadata.expires must be an RFC 3339 time", ErrMalformed)
 	}
-	return Manifest{Revision: doc.Revision, Sequence: doc.Metadata.Sequence, Expires: expires.UTC()}, nil
+	return Manifest{Revision: doc.Revision, Sequence: doc.Metadata.Sequence, Expires: expires.UTC(), Overlay: doc.Metadata.Overlay}, nil
 }
 
 // parseJSON is OPA's reading of a structured file, without OPA's fall-back to

@@ -70,7 +70,7 @@ func load(ctx context.Context, files []file, cfg *bundle.VerificationConfig, lim
 	if err != nil {
 		return nil, err
 	}
-	return &Bundle{ref: sealed.BundleRef{Sequence: m.Sequence}, revision: m.Revision, expires: m.Expires, limits: limits, queries: queries}, nil
+	return &Bundle{ref: sealed.BundleRef{Sequence: m.Sequence}, revision: m.Revision, expires: m.Expires, overlay: m.Overlay, limits: limits, queries: queries}, nil
 }
 
 // parse gives the files to OPA's reader, which checks roots and, with cfg, the

@@ -109,6 +109,17 @@ func TestDecideUnder(t *testing.T) {
 	}
 }
 
+// What a bundle is for is part of what is signed.
+func TestIsOverlay(t *testing.T) {
+	for _, want := range []bool{true, false} {
+		m := testManifest()
+		m.Overlay = want
+		if b := open(t, buildWith(t, m), patient); b.IsOverlay() != want {
+			t.Errorf("built as an overlay %v: %v", want, b.IsOverlay())
+		}
+	}
+}
+
 // Whatever an overlay answers, nothing becomes weaker.
 func TestOverlayOnlyNarrows(t *testing.T) {
 	base, ctx := open(t, buildDefault(t), patient), context.Background()

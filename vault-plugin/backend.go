@@ -43,6 +43,9 @@ const Version = "v0.1.0"
 type Bundle interface {
 	Ref() sealed.BundleRef
 	Expires() time.Time
+	// IsOverlay reports whether its signer made it to be laid over another bundle:
+	// it must not decide alone, and only such a one may be an overlay.
+	IsOverlay() bool
 	// Decide answers a question about input at a time. It never fails open:
 	// whatever goes wrong is a deny with a fixed reason.
 	Decide(ctx context.Context, question string, input any, at time.Time) sealed.Decision

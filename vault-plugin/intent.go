@@ -102,14 +102,18 @@ func (b *backend) writeIntent(ctx context.Context, s logical.Storage, r runRow, 
 	if err != nil {
 		return fmt.Errorf("encoding grant %s: %w", g.ID, err)
 	}
-	entry.over()
-	_, err = b.record(ctx, s, withDecided(audit.Event{
-		Type: "issue.intent", Run: string(r.ID), Attach: &audit.Attachment{Key: g.storageKey(), Value: row},
-	}, map[string]any{
+	body := map[string]any{
 		"key": g.Key, "grant": g.ID, "approval": g.Approval, "delivery": g.Delivery, "source": g.Source, "profile": g.Profile,
 		"profile_version": v.terms.key.Origin.Version, "effect": v.Effect, "reasons": codes(v.Decision),
 		"pinned": r.m.Bundle.Digest, "bundle": v.bundle.Ref().Digest, "epoch": g.Epoch, "ttl": int64(g.TTL.Std() / time.Second),
-	}, v.decided)...)
+	}
+	if over := v.bundle.pins().overlay; over.Digest != "" {
+		body["overlay"] = over.Digest
+	}
+	entry.over()
+	_, err = b.record(ctx, s, withDecided(audit.Event{
+		Type: "issue.intent", Run: string(r.ID), Attach: &audit.Attachment{Key: g.storageKey(), Value: row},
+	}, body, v.decided)...)
 	switch {
 	case err == nil:
 		b.note(func(x *grantIndex) { x.setRowless(g) })

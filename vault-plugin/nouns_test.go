@@ -94,6 +94,7 @@ type deskBundle struct {
 
 func (b deskBundle) Ref() sealed.BundleRef { return b.ref }
 func (b deskBundle) Expires() time.Time    { return b.expires }
+func (b deskBundle) IsOverlay() bool       { return false }
 func (b deskBundle) Decide(context.Context, string, any, time.Time) sealed.Decision {
 	return sealed.Decision{Effect: b.effect}
 }

@@ -23,16 +23,12 @@ import (
 //     is expired, errs or loops denies; where one can't be opened, or was lost with a
 //     restored snapshot, nothing is decided at all (sealed.ErrUnavailable), as
 //     without a bundle in force.
-//  3. Overlays are stored and cached apart from bundles that decide alone, and a
-//     bundle that is the one can't be uploaded as the other while it is stored.
+//  3. Whether a bundle is an overlay is in what its signer signed. No other can be
+//     laid over a policy, and one that is can't be uploaded as the policy, nor as a
+//     shadow. They are stored and cached apart, and looked at again when opened.
 //
 // A run pins its overlay with its bundle, so that an overlay which is removed still
 // counts for the runs that began under it; one that comes counts at once.
-//
-// Not guaranteed is what the signer means by it. Nothing in a bundle says that it is
-// an overlay, and most overlays allow what is none of their business. One that is not
-// stored here, or not any more, is a policy like any other to whoever may upload
-// policies, if its sequence is above the floor of those.
 
 // storeOverlays holds the overlays, apart from bundles that decide alone:
 // <digest>/<part>.

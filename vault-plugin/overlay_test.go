@@ -309,6 +309,7 @@ func TestOverlayDecisionsAreRecorded(t *testing.T) {
 		t.Error("what the agent said is in the log")
 	}
 	w.wantEntry("run.enqueued", `"overlay":"`+string(digestOfBundle([]byte(laidOver)))+`"`)
+	w.wantEntry("issue.intent", `"overlay":"`+string(digestOfBundle([]byte(laidOver)))+`"`)
 	w.wantEntry("approval.requested", `"overlay":"`+string(digestOfBundle([]byte(laidOver)))+`"`)
 }
 

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"strconv"
 	"time"
 
@@ -110,26 +109,13 @@ func (b *backend) overlayWrite(ctx context.Context, req *logical.Request, d *fra
 // acceptOverlay decides whether raw may be the next overlay; why is as for
 // acceptBundle.
 func (b *backend) acceptOverlay(ctx context.Context, s logical.Storage, row policyRow, raw []byte) (bundle Bundle, why string, err error) {
-	bundle, why, err = b.verifyBundle(ctx, s, raw)
+	bundle, why, err = b.verifyBundle(ctx, s, raw, true)
 	if err != nil {
 		return nil, why, err
 	}
 	ref := bundle.Ref()
-	if ref.Digest == row.Digest || ref.Digest == row.Previous {
-		return nil, "in_force", fmt.Errorf("uploading bundle: it is the policy, and no overlay of it: %w", sealed.ErrInvalid)
-	}
 	why, err = follows(ref, sealed.BundleRef{Digest: row.Overlay.Digest, Sequence: row.Overlay.Sequence})
 	return bundle, why, err
-}
-
-// isOverlay reports whether a bundle is stored as an overlay: it was signed to be
-// asked beside a policy, and must not decide alone.
-func isOverlay(ctx context.Context, s logical.Storage, d sealed.Digest) (bool, error) {
-	parts, err := s.List(ctx, storeOverlays+string(d)+"/")
-	if err != nil {
-		return false, unavailable(fmt.Errorf("listing overlays: %w", err))
-	}
-	return len(parts) > 0, nil
 }
 
 func (b *backend) overlayDelete(ctx context.Context, req *logical.Request, _ *framework.FieldData) (map[string]any, error) {

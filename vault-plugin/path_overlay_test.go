@@ -99,7 +99,8 @@ func TestOverlayLife(t *testing.T) {
 	if err := w.b.sweepBundles(ctx, w.s); err != nil || stored("bundle 5 overlay") {
 		t.Errorf("an overlay that nobody pins any more: %v", err)
 	}
-	// What is stored as an overlay does not decide alone.
+	// What is stored as an overlay does not decide alone, and neither does what was signed as one, wherever it lies.
+	must(t, storeBundle(ctx, w.s, digestOfBundle([]byte("bundle 7 overlay")), []byte("bundle 7 overlay")))
 	if b, err := w.b.bundleByDigest(ctx, w.s, digestOfBundle([]byte("bundle 7 overlay"))); err == nil {
 		t.Errorf("%v decides", b.Ref())
 	}
@@ -120,10 +121,11 @@ func TestOverlayRefused(t *testing.T) {
 		}
 	}
 	refused("unsigned", "not_verified")
-	refused("bundle 0", "older")
+	refused("bundle 0 overlay", "older")
 	refused("bundle 3 overlay", "older")
-	refused("bundle 4 another", "same_sequence")
-	refused("bundle 1", "in_force")
+	refused("bundle 4 another overlay", "same_sequence")
+	refused("bundle 1", "no_overlay")
+	refused("bundle 9", "no_overlay")
 	for _, bad := range []string{"", "%", base64.StdEncoding.EncodeToString(make([]byte, maxBundle+1))} {
 		_, err := w.do("op", "", logical.UpdateOperation, "policy/overlay", map[string]any{"bundle": bad})
 		wantCode(t, err, 400)
@@ -143,7 +145,7 @@ func TestOverlayRefused(t *testing.T) {
 	w.open()
 	refused("bundle 3 overlay", "older")
 	refused("bundle 4 overlay", "same_sequence")
-	refused("bundle 4 another", "same_sequence")
+	refused("bundle 4 another overlay", "same_sequence")
 	w.layOver("bundle 5 overlay", never)
 	if q := w.enqueue(idem(1)); q.Keys[0].Decision.Effect != sealed.EffectDeny {
 		t.Errorf("%+v", q.Keys[0])
@@ -460,14 +462,14 @@ func TestOverlayWithRealBundles(t *testing.T) {
 	}
 }
 
-// newSignedWorld is a real world with a way to sign bundles for it, which live from now.
+// newSignedWorld is a real world with a way to sign overlays for it, which live from now.
 func newSignedWorld(t *testing.T) (*world, func(src fs.FS, sequence uint64, life time.Duration) []byte) {
 	t.Helper()
 	w := newRealWorld(t, nil, "")
 	public, key := newPolicyPEM(t)
-	sign := func(src fs.FS, sequence uint64, life time.Duration) []byte {
+	make := func(src fs.FS, sequence uint64, life time.Duration, overlay bool) []byte {
 		t.Helper()
-		raw, err := opabundle.Build(t.Context(), src, opabundle.Manifest{Sequence: sequence, Expires: time.Now().Add(life)})
+		raw, err := opabundle.Build(t.Context(), src, opabundle.Manifest{Sequence: sequence, Expires: time.Now().Add(life), Overlay: overlay})
 		must(t, err)
 		raw, err = opabundle.Sign(t.Context(), raw, crypto.Signer(key), "k1")
 		must(t, err)
@@ -478,7 +480,7 @@ func newSignedWorld(t *testing.T) (*world, func(src fs.FS, sequence uint64, life
 	must(t, put(t.Context(), w.s, storePolicy, policyRow{}))
 	w.b.policy.changing.Unlock()
 	w.open()
-	w.raw = sign(rego.FS(), 1, 30*24*time.Hour)
+	w.raw = make(rego.FS(), 1, 30*24*time.Hour, false)
 	w.policy(string(w.raw))
-	return w, sign
+	return w, func(src fs.FS, sequence uint64, life time.Duration) []byte { return make(src, sequence, life, true) }
 }

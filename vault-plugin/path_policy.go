@@ -142,16 +142,11 @@ func (b *backend) policyWrite(ctx context.Context, req *logical.Request, d *fram
 // acceptBundle decides whether raw may follow row. why is the constant that is
 // logged when it may not; an error without why is a failure of ours.
 func (b *backend) acceptBundle(ctx context.Context, s logical.Storage, row policyRow, raw []byte) (next policyRow, bundle Bundle, why string, err error) {
-	bundle, why, err = b.verifyBundle(ctx, s, raw)
+	bundle, why, err = b.verifyBundle(ctx, s, raw, false)
 	if err != nil {
 		return policyRow{}, nil, why, err
 	}
 	ref := bundle.Ref()
-	if over, err := isOverlay(ctx, s, ref.Digest); err != nil {
-		return policyRow{}, nil, "", err
-	} else if over {
-		return policyRow{}, nil, "overlay", fmt.Errorf("uploading bundle: it is an overlay, and no policy by itself: %w", sealed.ErrInvalid)
-	}
 	if why, err := follows(ref, sealed.BundleRef{Digest: row.Digest, Sequence: row.Sequence}); err != nil {
 		return policyRow{}, nil, why, err
 	}
@@ -176,7 +171,7 @@ func follows(ref, floor sealed.BundleRef) (why string, err error) {
 
 // verifyBundle makes the checks of a bundle that do not depend on the one in
 // force; why is as for acceptBundle.
-func (b *backend) verifyBundle(ctx context.Context, s logical.Storage, raw []byte) (bundle Bundle, why string, err error) {
+func (b *backend) verifyBundle(ctx context.Context, s logical.Storage, raw []byte, overlay bool) (bundle Bundle, why string, err error) {
 	refuse := func(why, msg string) (Bundle, string, error) {
 		return nil, why, fmt.Errorf("uploading bundle: %s: %w", msg, sealed.ErrInvalid)
 	}
@@ -194,6 +189,10 @@ func (b *backend) verifyBundle(ctx context.Context, s logical.Storage, raw []byt
 	switch {
 	case bundle.Ref().Digest != digestOfBundle(raw):
 		return refuse("digest_mismatch", "the bundle has another digest than its bytes")
+	case bundle.IsOverlay() && !overlay:
+		return refuse("overlay", "it is an overlay, and no policy by itself")
+	case overlay && !bundle.IsOverlay():
+		return refuse("no_overlay", "it was not built as an overlay")
 	case bundle.Ref().Sequence < 1:
 		return refuse("older", "the bundle has no sequence")
 	case !b.now().Before(bundle.Expires()):

@@ -66,7 +66,7 @@ func (b *backend) shadowWrite(ctx context.Context, req *logical.Request, d *fram
 	if err != nil {
 		return nil, err
 	}
-	bundle, why, err := b.verifyBundle(ctx, req.Storage, raw)
+	bundle, why, err := b.verifyBundle(ctx, req.Storage, raw, false)
 	if err == nil && bundle.Ref().Digest == row.Digest {
 		why, err = "in_force", fmt.Errorf("uploading bundle: it is in force already: %w", sealed.ErrInvalid)
 	}

@@ -119,7 +119,7 @@ func TestShadowRefused(t *testing.T) {
 	w := newWorld(t)
 	w.setShadow(onTrial, never)
 	before := w.allButLog()
-	for name, text := range map[string]string{"not_verified": "unsigned", "older": "bundle 0", "in_force": "bundle 1"} {
+	for name, text := range map[string]string{"not_verified": "unsigned", "older": "bundle 0", "in_force": "bundle 1", "overlay": "bundle 9 overlay"} {
 		wantCode(t, w.tryShadow(text), 400)
 		if n := len(w.entriesOf("bundle.rejected", `"as":"shadow"`, `"why":"`+name+`"`)); n != 1 {
 			t.Errorf("%s: %d entries", name, n)

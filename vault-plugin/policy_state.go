@@ -111,6 +111,9 @@ func (b *backend) openStored(ctx context.Context, s logical.Storage, under strin
 	if bundle.Ref().Digest != d {
 		return nil, fmt.Errorf("opening stored policy bundle: digest mismatch: %w", sealed.ErrUnavailable)
 	}
+	if bundle.IsOverlay() != (under == storeOverlays) {
+		return nil, fmt.Errorf("opening stored policy bundle: it lies in the wrong place: %w", sealed.ErrUnavailable)
+	}
 	return bundle, nil
 }
 

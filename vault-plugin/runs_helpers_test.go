@@ -137,6 +137,7 @@ func (f fakeBundle) Ref() sealed.BundleRef {
 	return sealed.BundleRef{Digest: sealed.Digest(fmt.Sprintf("%x", sum)), Sequence: f.seq}
 }
 func (f fakeBundle) Expires() time.Time { return time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC) }
+func (f fakeBundle) IsOverlay() bool    { return bytes.HasSuffix(f.raw, []byte(" overlay")) }
 func (f fakeBundle) Decide(_ context.Context, q string, in any, _ time.Time) sealed.Decision {
 	return f.decide(q, in)
 }

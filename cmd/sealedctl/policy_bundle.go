@@ -32,6 +32,7 @@ type bundleInfo struct {
 	Sequence uint64        `json:"sequence"`
 	Expires  time.Time     `json:"expires"`
 	Revision string        `json:"revision,omitempty"`
+	Overlay  bool          `json:"overlay,omitempty"`
 	Verified bool          `json:"verified"` // the signature was checked
 }
 
@@ -39,14 +40,20 @@ func (a *app) printBundle(file string, b interface {
 	Ref() sealed.BundleRef
 	Expires() time.Time
 	Revision() string
+	IsOverlay() bool
 }, verified bool) error {
-	info := bundleInfo{File: file, Digest: b.Ref().Digest, Sequence: b.Ref().Sequence, Expires: b.Expires(), Revision: b.Revision(), Verified: verified}
+	info := bundleInfo{
+		File: file, Digest: b.Ref().Digest, Sequence: b.Ref().Sequence, Expires: b.Expires(), Revision: b.Revision(), Overlay: b.IsOverlay(), Verified: verified,
+	}
 	return a.print(info, func(w io.Writer) {
 		row(w, "file", info.File)
 		row(w, "digest", info.Digest)
 		row(w, "sequence", info.Sequence)
 		row(w, "expires", stamp(info.Expires))
 		row(w, "revision", info.Revision)
+		if info.Overlay {
+			row(w, "overlay", yesNo(true))
+		}
 		row(w, "signature verified", yesNo(info.Verified))
 	})
 }
@@ -87,6 +94,7 @@ it once it is signed, if its sequence is above the one in force.
 	cmd.Flags().StringVar(&to, "to", "", "file to write")
 	cmd.Flags().Uint64Var(&m.Sequence, "sequence", 0, "sequence of the bundle, above the one in force")
 	cmd.Flags().StringVar(&m.Revision, "revision", "", "free text for people, such as a commit")
+	cmd.Flags().BoolVar(&m.Overlay, "overlay", false, "to be laid over another bundle; it can't be the policy itself")
 	cmd.Flags().DurationVar(&life, "expires-in", bundleLife, "the bundle denies everything after this time")
 	_ = cmd.MarkFlagRequired("to")
 	_ = cmd.MarkFlagRequired("sequence")

@@ -28,7 +28,7 @@ besides the policy that all have. One at a time.
 }
 
 func newOverlayUploadCmd(a *app) *cobra.Command {
-	f := uploadFlags{next: nextOverlay}
+	f := uploadFlags{overlay: true}
 	cmd := &cobra.Command{
 		Use: "upload DIR (--key FILE | --transit MOUNT/NAME) | upload FILE", Short: "Lay a policy over the one in force", Args: cobra.ExactArgs(1),
 		Long: `Upload builds and signs as policy upload does, shows what would have been decided

@@ -29,8 +29,7 @@ type uploadFlags struct {
 	standard  bool
 	yes       bool
 	compareTo recorded
-	// next is the sequence unless one is given; nil: the one above the policy in force.
-	next func(context.Context, *vaultclient.Engine) (uint64, error)
+	overlay   bool // what is built is to be laid over the policy
 }
 
 func newPolicyUploadCmd(a *app) *cobra.Command {
@@ -146,11 +145,11 @@ func (f *uploadFlags) building(source fs.FS) bundleMaker {
 		if err != nil {
 			return nil, nil, err
 		}
-		m := opabundle.Manifest{Revision: f.revision, Sequence: f.sequence, Expires: time.Now().Add(f.life)}
+		m := opabundle.Manifest{Revision: f.revision, Sequence: f.sequence, Expires: time.Now().Add(f.life), Overlay: f.overlay}
 		if m.Sequence == 0 {
-			next := f.next
-			if next == nil {
-				next = nextPolicy
+			next := nextPolicy
+			if f.overlay {
+				next = nextOverlay
 			}
 			if m.Sequence, err = next(ctx, e); err != nil {
 				return nil, nil, err
