@@ -90,13 +90,19 @@ func readSigningKey(path string) (*ecdsa.PrivateKey, error) {
 }
 
 func newPolicyStatusCmd(a *app) *cobra.Command {
-	return &cobra.Command{
+	var all bool
+	cmd := &cobra.Command{
 		Use: "status", Short: "Show the bundle in force", Args: cobra.NoArgs,
 		Long: `Status shows digest, sequence and expiry of the bundle that decides now, the overlay
 over it if there is one, and the ids of the keys that may sign the next one.
+--all-tenants shows each mount that the token can reach, and exits with 1 if one has
+a lower sequence than another.
 
   sealedctl policy status`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if all {
+				return a.statusAll(cmd.Context())
+			}
 			e, err := a.engine(cmd.Context())
 			if err != nil {
 				return err
@@ -108,6 +114,8 @@ over it if there is one, and the ids of the keys that may sign the next one.
 			return a.print(s, func(w io.Writer) { policyTable(w, s) })
 		},
 	}
+	cmd.Flags().BoolVar(&all, "all-tenants", false, "of every mount that the token can reach")
+	return cmd
 }
 
 func policyTable(w io.Writer, s vaultclient.PolicyStatus) {

@@ -29,11 +29,13 @@ type uploadFlags struct {
 	standard  bool
 	yes       bool
 	compareTo recorded
-	overlay   bool // what is built is to be laid over the policy
+	overlay   bool   // what is built is to be laid over the policy
+	above     uint64 // the next sequence is above this one, too
 }
 
 func newPolicyUploadCmd(a *app) *cobra.Command {
 	var f uploadFlags
+	var all bool
 	cmd := &cobra.Command{
 		Use: "upload (DIR | --default) (--key FILE | --transit MOUNT/NAME) | upload FILE", Short: "Put a policy in force", Args: cobra.MaximumNArgs(1),
 		Long: `Upload builds a bundle from the Rego files below DIR (package sealed.…) or from
@@ -41,11 +43,15 @@ the default policies, signs it, and puts it in force. The sequence is one above 
 in force unless it is given. A FILE is a bundle that is signed already. Before that,
 it shows what would have been decided otherwise of the requests of the last week (of
 --since, or of --from), if the token may read the log, and asks on a terminal. A copy
-of the bundle stays on this machine for policy replay.
+of the bundle stays on this machine for policy replay. --all-tenants uploads it to
+every mount of the engine that the token can reach, and says which are behind.
 
   sealedctl policy upload policies --key policy-key.pem
   sealedctl policy upload policy.tar.gz --yes`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if all {
+				return a.uploadAll(cmd.Context(), &f, args)
+			}
 			raw, e, err := f.make(cmd.Context(), a, args)
 			if err != nil {
 				return err
@@ -65,6 +71,7 @@ of the bundle stays on this machine for policy replay.
 	}
 	f.register(cmd, "the bundle denies everything after this time")
 	f.registerEffect(cmd)
+	cmd.Flags().BoolVar(&all, "all-tenants", false, "upload to every mount that the token can reach")
 	return cmd
 }
 
@@ -154,6 +161,7 @@ func (f *uploadFlags) building(source fs.FS) bundleMaker {
 			if m.Sequence, err = next(ctx, e); err != nil {
 				return nil, nil, err
 			}
+			m.Sequence = max(m.Sequence, f.above+1)
 		}
 		id := f.key.id
 		if id == "" {
