@@ -36,7 +36,7 @@ func (a *app) checkVault(ctx context.Context) []check {
 	engine := checkEngine(ctx, e)
 	checks = append(checks, engine)
 	if engine.State != checkFail {
-		checks = append(checks, checkConfigured(ctx, e), checkPolicy(ctx, e, time.Now()), checkSecondPerson(ctx, e))
+		checks = append(checks, checkConfigured(ctx, e), checkPolicy(ctx, e, time.Now()), checkOverlay(ctx, e, time.Now()), checkSecondPerson(ctx, e))
 	}
 	checks = append(checks, checkPowers(ctx, e)...)
 	return append(checks, checkHolders(ctx, e)...)
@@ -140,6 +140,28 @@ func checkPolicy(ctx context.Context, e *vaultclient.Engine, now time.Time) chec
 		return bad(checkWarn, name, next, "the bundle expires %s", stamp(s.Expires))
 	}
 	return ok(name, "sequence %d, expires %s", s.Sequence, stamp(s.Expires))
+}
+
+// checkOverlay says nothing worse than that there is none where a policy alone
+// decides.
+func checkOverlay(ctx context.Context, e *vaultclient.Engine, now time.Time) check {
+	const name, next = "overlay", "sealedctl policy overlay upload"
+	o, err := e.PolicyOverlay(ctx)
+	switch {
+	case errors.Is(err, sealed.ErrDenied):
+		return bad(checkSkip, name, "ask with the token of a policy administrator", "this token may not read the policy's overlay")
+	case errors.Is(err, sealed.ErrNotFound) || err == nil && o.State == "removed":
+		return ok(name, "none: the policy decides alone")
+	case err != nil:
+		return bad(checkFail, name, next, "%v", err)
+	case o.State == "expired":
+		return bad(checkFail, name, next, "the overlay expired %s: everything is denied", stamp(o.Expires))
+	case o.State != "in_force":
+		return bad(checkFail, name, next, "the overlay is %s: nothing is decided", o.State)
+	case o.Expires.Sub(now) < soon:
+		return bad(checkWarn, name, next, "the overlay expires %s", stamp(o.Expires))
+	}
+	return ok(name, "sequence %d, expires %s", o.Sequence, stamp(o.Expires))
 }
 
 // A power is a path that stands for a role: who may do this holds that role.
