@@ -164,7 +164,12 @@ func compile(vals []entry) *needles {
 			}
 		}
 	}
-	return &needles{exact: newIndex(exact), folded: newIndex(folded), spread: spread}
+	n := &needles{spread: spread}
+	var both sync.WaitGroup
+	both.Go(func() { n.exact = newIndex(exact) })
+	n.folded = newIndex(folded)
+	both.Wait()
+	return n
 }
 
 func check(key string, value []byte, o Options) error {
