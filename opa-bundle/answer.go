@@ -62,6 +62,7 @@ func check(d sealed.Decision) error {
 		o.TTL < 0, o.Approvals.TTL < 0, o.Approvals.Quorum < 0,
 		o.Delivery != "" && !o.Delivery.Stronger(o.Delivery), // an unknown delivery is as strong as none
 		o.Egress != "" && o.Egress != "bound",
+		!o.Review.Valid(),
 		d.Effect == sealed.EffectRequireApproval && (o.Approvals.Quorum < 1 || len(o.Approvals.Groups) == 0),
 		d.Effect != sealed.EffectAllow && len(d.Reasons) == 0:
 		return errNotDecision
@@ -124,6 +125,8 @@ func (a *answer) obligations(v ast.Value, o *sealed.Obligations) error {
 			return a.approvals(v, &o.Approvals)
 		case "egress":
 			return text(a, v, &o.Egress)
+		case "review":
+			return a.review(v, &o.Review)
 		}
 		return errUnknownMember
 	})
@@ -135,13 +138,27 @@ func (a *answer) approvals(v ast.Value, o *sealed.ApprovalObligations) error {
 		case "quorum":
 			return number(v, &o.Quorum)
 		case "groups":
-			return items(a, v, &o.Groups, func(v ast.Value, s *string) error { return text(a, v, s) })
+			return items(a, v, &o.Groups, a.name)
 		case "ttl":
 			return number(v, &o.TTL)
 		}
 		return errUnknownMember
 	})
 }
+
+func (a *answer) review(v ast.Value, o *sealed.ReviewObligation) error {
+	return a.members(v, func(name string, v ast.Value) error {
+		switch name {
+		case "within":
+			return number(v, &o.Within)
+		case "groups":
+			return items(a, v, &o.Groups, a.name)
+		}
+		return errUnknownMember
+	})
+}
+
+func (a *answer) name(v ast.Value, s *string) error { return text(a, v, s) }
 
 func text[S ~string](a *answer, v ast.Value, to *S) error {
 	switch s := v.(type) {

@@ -103,7 +103,8 @@ func TestDecideUnder(t *testing.T) {
 		}
 	}
 	d := base.DecideUnder(ctx, buildExample(t, "break-glass"), sealed.QuestionAuthz, glass, night)
-	want := sealed.Obligations{TTL: 300, Delivery: "proxy", Egress: "bound", Approvals: sealed.ApprovalObligations{Quorum: 2, TTL: 300, Groups: []string{"sealed-approvers"}}}
+	want := sealed.Obligations{TTL: 300, Delivery: "proxy", Egress: "bound", Approvals: sealed.ApprovalObligations{Quorum: 2, TTL: 300, Groups: []string{"sealed-approvers"}},
+		Review: sealed.ReviewObligation{Within: 86400, Groups: []string{"sealed-approvers"}}}
 	if diff := cmp.Diff(want, d.Obligations); diff != "" {
 		t.Errorf("obligations (-want +got):\n%s", diff)
 	}

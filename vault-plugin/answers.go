@@ -207,9 +207,14 @@ func stoppingAnswers() map[string]fields {
 	update, read, list := string(logical.UpdateOperation), string(logical.ReadOperation), string(logical.ListOperation)
 	approval := fields{"approval": shown("The object, its digest, state and votes (JSON).")}
 	return map[string]fields{
-		"approvals " + list:   listed("Ids, newest first.", "By id: state, run, key, requester, votes and expiry (JSON)."),
-		"approval " + read:    approval,
-		"vote " + update:      approval,
+		"approvals " + list: listed("Ids, newest first.", "By id: state, run, key, requester, votes and expiry (JSON)."),
+		"approval " + read:  approval,
+		"vote " + update:    approval,
+		"reviews " + list:   listed("Ids of open reviews, oldest first.", "By id: run, key, agent, requester, reasons, opening and due time (JSON)."),
+		"review " + read:    {"review": shown("The review (JSON)."), "overdue": told("Whether its time is over.")},
+		"review-close " + update: {
+			"review": shown("Id of the review."), "finding": shown("As given."),
+		},
 		"revocations " + list: listed("Ids of all revocations, lifted ones too.", ""),
 		"revocations " + update: {
 			"id": shown("Id of the revocation."), "epoch": shown("Epoch from which it stands."), "logged": told("Whether its entry is in the log yet."),

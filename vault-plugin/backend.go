@@ -213,7 +213,7 @@ func (b *backend) paths() []*framework.Path {
 		b.pathConfig(), b.pathTrustBundle(), b.pathPolicy(),
 		b.pathSources(), b.pathSecrets(), b.pathAgents(), b.pathProfiles(),
 		b.pathRollback(), b.pathLog(), b.pathRevocations(),
-		b.pathRuns(), b.pathReplay(), b.pathHostWatch(), b.pathClaim(), b.pathRequests(), b.pathEvents(), b.pathFinish(), b.pathApprovals(), b.pathProposals(),
+		b.pathRuns(), b.pathReplay(), b.pathHostWatch(), b.pathClaim(), b.pathRequests(), b.pathEvents(), b.pathFinish(), b.pathApprovals(), b.pathReviews(), b.pathProposals(),
 	))
 }
 

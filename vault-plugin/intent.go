@@ -49,6 +49,7 @@ func (b *backend) intend(ctx context.Context, s logical.Storage, c credsCall) (i
 	if err != nil {
 		return in, err
 	}
+	var votes []sealed.Vote
 	if v.Effect == sealed.EffectRequireApproval {
 		if err := c.vouched(); err != nil {
 			return in, err
@@ -60,6 +61,7 @@ func (b *backend) intend(ctx context.Context, s logical.Storage, c credsCall) (i
 		if !approved {
 			return in, pending(a.ID)
 		}
+		votes = a.Votes
 		if !b.mem.off.consume {
 			g.ID, g.Approval = sealed.GrantID(a.ID), a.ID
 		}
@@ -75,8 +77,14 @@ func (b *backend) intend(ctx context.Context, s logical.Storage, c credsCall) (i
 	}
 	in.g, in.r = g, r
 	in.ahead, err = b.readAhead(ctx, s, in)
+	var due time.Time
 	if err == nil {
-		err = b.writeIntent(ctx, s, r, g, v, c.entry)
+		due, err = b.oweReview(ctx, s, r, c, g, v.Decision, votes)
+	}
+	if err == nil {
+		if err = b.writeIntent(ctx, s, r, g, v, due, c.entry); err != nil && !due.IsZero() {
+			b.dropReview(ctx, s, g, err)
+		}
 	}
 	if err != nil {
 		b.mem.leave(g.ID)
@@ -94,7 +102,7 @@ func (b *backend) intend(ctx context.Context, s logical.Storage, c credsCall) (i
 // After an error either nothing is logged, or nobody knows: then the index is
 // dropped, and an intent that did become durable is found when it is read again.
 // It is one that nobody is minting, and ends as such; the approval is used up.
-func (b *backend) writeIntent(ctx context.Context, s logical.Storage, r runRow, g grantRow, v verdict, entry *arrival) error {
+func (b *backend) writeIntent(ctx context.Context, s logical.Storage, r runRow, g grantRow, v verdict, reviewDue time.Time, entry *arrival) error {
 	if b.mem.isSpent(r.ID) {
 		return errBudget
 	}
@@ -109,6 +117,9 @@ func (b *backend) writeIntent(ctx context.Context, s logical.Storage, r runRow, 
 	}
 	if over := v.bundle.pins().overlay; over.Digest != "" {
 		body["overlay"] = over.Digest
+	}
+	if !reviewDue.IsZero() {
+		body["review_due"] = reviewDue
 	}
 	entry.over()
 	_, err = b.record(ctx, s, withDecided(audit.Event{

@@ -141,7 +141,7 @@ func TestGivenUpIntent(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	row := grantRow{ID: sealed.GrantID(id), Run: g.run, Key: "HIGH", Approval: id, State: grantIntent}
-	if err := w.b.writeIntent(ctx, w.s, r, row, verdict{bundle: rules{base: w.active()}, terms: keyTerms{key: &cascade.Key{}}}, w.b.journal.expect()); !errors.Is(err, audit.ErrGaveUp) {
+	if err := w.b.writeIntent(ctx, w.s, r, row, verdict{bundle: rules{base: w.active()}, terms: keyTerms{key: &cascade.Key{}}}, time.Time{}, w.b.journal.expect()); !errors.Is(err, audit.ErrGaveUp) {
 		t.Fatalf("%v, want a call that gave up", err)
 	}
 	if w.b.live == nil {

@@ -35,6 +35,7 @@ type controls struct {
 	consume  bool // of the approval by its grant
 	rollback bool // refusal once storage went back
 	overlay  bool // narrowing by the overlay
+	review   bool // who may close one
 }
 
 // A window counts calls within a minute.

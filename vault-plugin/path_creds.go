@@ -214,6 +214,11 @@ func (b *backend) draftGrant(ctx context.Context, s logical.Storage, r runRow, c
 	if v.Effect != sealed.EffectAllow && v.Effect != sealed.EffectRequireApproval {
 		return grantRow{}, v, deny(v.Decision, sealed.ErrDenied)
 	}
+	if v.Obligations.Review.Within > 0 {
+		if err := b.mayOwe(ctx, s, r); err != nil {
+			return grantRow{}, v, deny(sealed.Deny(reasonReview, ""), err)
+		}
+	}
 	if !c.Delivery.Stronger(v.terms.delivery) {
 		return grantRow{}, v, deny(sealed.Deny(reasonDelivery, ""), sealed.ErrDenied)
 	}

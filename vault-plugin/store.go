@@ -28,6 +28,7 @@ const (
 	storeGrants      = "grant/"             // <run>/<grant>: grantRow
 	storeApprovals   = "approval/"          // <id>: approvalRow
 	storeProposals   = "proposal/"          // <kind>/<id>: proposalRow
+	storeReviews     = "review/"            // <grant>: sealed.Review, while it is open
 	storeRevocations = "revocation/"        // <id>
 	storeRecords     = "record/"            // <run>: DSSE envelope
 	storeLog         = "log/"               // internal/audit

@@ -57,6 +57,22 @@ type Obligations struct {
 	Delivery  Delivery            `json:"delivery,omitempty"` // the weakest delivery allowed
 	Approvals ApprovalObligations `json:"approvals"`
 	Egress    string              `json:"egress,omitempty"` // "bound": no network beyond the bound hosts
+	Review    ReviewObligation    `json:"review,omitzero"`
+}
+
+// A ReviewObligation asks for a second look afterwards: somebody of a group, who
+// neither used the credential nor agreed to it, has to review the use in time.
+type ReviewObligation struct {
+	Within int64    `json:"within,omitempty"` // seconds after the issue, at most MaxReview; 0 asks for none
+	Groups []string `json:"groups,omitempty"`
+}
+
+// MaxReview bounds how long a review may take: 31 days, in seconds.
+const MaxReview = 31 * 24 * 60 * 60
+
+// Valid reports whether the obligation names both a time and a group, or neither.
+func (r ReviewObligation) Valid() bool {
+	return r.Within >= 0 && r.Within <= MaxReview && (r.Within > 0) == (len(r.Groups) > 0)
 }
 
 // ApprovalObligations say who has to say yes, and for how long a yes holds.
@@ -91,6 +107,9 @@ func ParseDecision(data []byte) (Decision, error) {
 	o := d.Obligations
 	if o.TTL < 0 || o.Approvals.TTL < 0 || o.Approvals.Quorum < 0 || (o.Delivery != "" && !slices.Contains(deliveryOrder, o.Delivery)) || (o.Egress != "" && o.Egress != "bound") {
 		return Decision{}, fieldErr("obligations", "negative, or an unknown delivery or egress")
+	}
+	if !o.Review.Valid() {
+		return Decision{}, fieldErr("obligations.review", "wants 1 to 2678400 seconds and groups")
 	}
 	if d.Effect == EffectRequireApproval && (o.Approvals.Quorum < 1 || len(o.Approvals.Groups) == 0) {
 		return Decision{}, fieldErr("obligations.approvals", "require_approval wants a quorum and groups")
@@ -131,6 +150,9 @@ func Combine(ds ...Decision) Decision {
 	if out.Effect == EffectRequireApproval && len(out.Obligations.Approvals.Groups) == 0 {
 		return Deny(ReasonShape, "the policies name no common group of approvers")
 	}
+	if !out.Obligations.Review.Valid() {
+		return Deny(ReasonShape, "the policies name no common group of reviewers")
+	}
 	if strength(out.Effect) == 2 {
 		out.Effect = EffectDeny // whatever it was called
 		if len(out.Reasons) == 0 {
@@ -164,11 +186,23 @@ func intersect(a, b Obligations) Obligations {
 	case x.Quorum == 0:
 		out.Approvals.Groups = y.Groups
 	case y.Quorum > 0:
-		out.Approvals.Groups = nil
-		for _, g := range x.Groups {
-			if slices.Contains(y.Groups, g) {
-				out.Approvals.Groups = append(out.Approvals.Groups, g)
-			}
+		out.Approvals.Groups = common(x.Groups, y.Groups)
+	}
+	out.Review = ReviewObligation{Within: least(a.Review.Within, b.Review.Within), Groups: a.Review.Groups}
+	switch {
+	case a.Review.Within == 0:
+		out.Review.Groups = b.Review.Groups
+	case b.Review.Within > 0:
+		out.Review.Groups = common(a.Review.Groups, b.Review.Groups)
+	}
+	return out
+}
+
+// common are the groups of a that are in b too.
+func common(a, b []string) (out []string) {
+	for _, g := range a {
+		if slices.Contains(b, g) {
+			out = append(out, g)
 		}
 	}
 	return out

@@ -1,4 +1,5 @@
-# Says yes or no. The engine checks who may vote on what.
+# Says yes or no, and reviews afterwards. The engine checks who may vote on what
+# and review what.
 path "{{mount}}/approvals" {
   capabilities = ["list", "read"]
 }
@@ -12,5 +13,17 @@ path "{{mount}}/approvals/+/approve" {
   capabilities = ["update"]
 }
 path "{{mount}}/approvals/+/deny" {
+  capabilities = ["update"]
+}
+path "{{mount}}/reviews" {
+  capabilities = ["list"]
+}
+path "{{mount}}/reviews/" {
+  capabilities = ["list"]
+}
+path "{{mount}}/reviews/+" {
+  capabilities = ["read"]
+}
+path "{{mount}}/reviews/+/close" {
   capabilities = ["update"]
 }

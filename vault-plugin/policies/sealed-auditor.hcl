@@ -27,6 +27,15 @@ path "{{mount}}/revocations/" {
 path "{{mount}}/revocations/+" {
   capabilities = ["read"]
 }
+path "{{mount}}/reviews" {
+  capabilities = ["list"]
+}
+path "{{mount}}/reviews/" {
+  capabilities = ["list"]
+}
+path "{{mount}}/reviews/+" {
+  capabilities = ["read"]
+}
 path "{{mount}}/policy/bundle/+" {
   capabilities = ["read"]
 }

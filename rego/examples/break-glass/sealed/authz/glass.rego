@@ -4,7 +4,9 @@
 #   An overlay as in production-hours, with a way out. Outside of working hours
 #   a production key is given when the requester may say break-glass (the tag is
 #   proven) and two persons agree, for five minutes at a time. Each such use
-#   is in the log with the reason break_glass.
+#   is in the log with the reason break_glass, and owes a review: within a day
+#   somebody who neither used the key nor agreed to it closes it with a finding.
+#   Until then, whoever owes an overdue one breaks no more glass.
 # schemas:
 #   - input: schema.authz
 package sealed.authz
@@ -25,7 +27,12 @@ decision := {"effect": "allow", "reasons": [], "obligations": {}} if {
 } else := {
 	"effect": "require_approval",
 	"reasons": [{"code": "break_glass", "msg": "outside of working hours two persons must approve"}],
-	"obligations": {"ttl": 300, "delivery": "proxy", "approvals": {"quorum": 2, "groups": ["sealed-approvers"], "ttl": 300}},
+	"obligations": {
+		"ttl": 300,
+		"delivery": "proxy",
+		"approvals": {"quorum": 2, "groups": ["sealed-approvers"], "ttl": 300},
+		"review": {"within": 86400, "groups": ["sealed-approvers"]},
+	},
 } if {
 	some tag in input.run.tags
 	tag.name == "break-glass"
