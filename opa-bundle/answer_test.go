@@ -40,7 +40,8 @@ func sameAnswer(t testing.TB, v ast.Value) (ok bool) {
 }
 
 const fullAnswer = `{"effect": "require_approval", "reasons": [{"code": "a", "msg": "b"}, {"code": "c", "msg": "d"}],
-	"obligations": {"ttl": 600, "delivery": "proxy", "egress": "bound", "approvals": {"quorum": 2, "groups": ["x", "y"], "ttl": 900}}}`
+	"obligations": {"ttl": 600, "delivery": "proxy", "egress": "bound", "approvals": {"quorum": 2, "groups": ["x", "y"], "ttl": 900},
+		"review": {"within": 60, "groups": ["z"]}}}`
 
 // Read from OPA's value and read from JSON, an answer is the same, or refused
 // both ways.
@@ -61,13 +62,19 @@ func TestAnswerEqualsJSON(t *testing.T) {
 		`{"effect": "allow", "obligations": []}`: false, `{"effect": "allow", "obligations": {"quorum": 1}}`: false,
 		`{"effect": "allow", "obligations": {"ttl": 1.0}}`: false, `{"effect": "allow", "obligations": {"ttl": 1e3}}`: false,
 		`{"effect": "allow", "obligations": {"ttl": "1"}}`: false, `{"effect": "allow", "obligations": {"ttl": -1}}`: false,
-		`{"effect": "allow", "obligations": {"ttl": 9223372036854775808}}`:   false,
-		`{"effect": "allow", "obligations": {"delivery": "any"}}`:            false,
-		`{"effect": "allow", "obligations": {"egress": "free"}}`:             false,
-		`{"effect": "allow", "obligations": {"approvals": {"quorum": -1}}}`:  false,
-		`{"effect": "allow", "obligations": {"approvals": {"ttl": -1}}}`:     false,
-		`{"effect": "allow", "obligations": {"approvals": {"groups": [1]}}}`: false,
-		`{"effect": "allow", "obligations": {"approvals": {"persons": 1}}}`:  false,
+		`{"effect": "allow", "obligations": {"ttl": 9223372036854775808}}`:                           false,
+		`{"effect": "allow", "obligations": {"delivery": "any"}}`:                                    false,
+		`{"effect": "allow", "obligations": {"egress": "free"}}`:                                     false,
+		`{"effect": "allow", "obligations": {"review": {"within": 60, "groups": ["x"]}}}`:            true,
+		`{"effect": "allow", "obligations": {"review": {"within": 60}}}`:                             false,
+		`{"effect": "allow", "obligations": {"review": {"groups": ["x"]}}}`:                          false,
+		`{"effect": "allow", "obligations": {"review": {"within": -1, "groups": ["x"]}}}`:            false,
+		`{"effect": "allow", "obligations": {"review": {"within": 2678401, "groups": ["x"]}}}`:       false,
+		`{"effect": "allow", "obligations": {"review": {"within": 60, "groups": ["x"], "by": "x"}}}`: false,
+		`{"effect": "allow", "obligations": {"approvals": {"quorum": -1}}}`:                          false,
+		`{"effect": "allow", "obligations": {"approvals": {"ttl": -1}}}`:                             false,
+		`{"effect": "allow", "obligations": {"approvals": {"groups": [1]}}}`:                         false,
+		`{"effect": "allow", "obligations": {"approvals": {"persons": 1}}}`:                          false,
 		`{"effect": "deny"}`: false, `{"effect": "deny", "reasons": []}`: false,
 		`{"effect": "require_approval", "reasons": [{"code": "a", "msg": "b"}]}`:                                                  false,
 		`{"effect": "require_approval", "reasons": [{"code": "a", "msg": "b"}], "obligations": {"approvals": {"quorum": 1}}}`:     false,
@@ -101,7 +108,7 @@ func TestAnswerRefusesMore(t *testing.T) {
 // Random answers: the full one with a few members changed at any depth.
 func TestAnswerEqualsJSONRandom(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(3, 4))
-	names := []string{"effect", "reasons", "obligations", "code", "msg", "ttl", "delivery", "approvals", "egress", "quorum", "groups", "Effect", "x"}
+	names := []string{"effect", "reasons", "obligations", "code", "msg", "ttl", "delivery", "approvals", "egress", "review", "within", "quorum", "groups", "Effect", "x"}
 	values := []string{`null`, `"allow"`, `"deny"`, `"require_approval"`, `"proxy"`, `"env"`, `"bound"`, `""`, `0`, `1`, `-1`, `1.5`, `2e2`, `true`, `[]`, `{}`, `set()`, `["a"]`, `{"a"}`, `[{"code": "a", "msg": "b"}]`, `[1]`}
 	var mutate func(t *ast.Term) *ast.Term
 	mutate = func(term *ast.Term) *ast.Term {

@@ -41,7 +41,7 @@ Exit status: 0 ok, 1 failure, 2 usage, 3 denied, 4 waits for approval.`,
 	f.StringVarP(&a.devDir, "dev-dir", "C", "", "directory of the development stack (SEALED_DEV_DIR)")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(
-		newRunCmd(a), newRunsCmd(a), newApprovalsCmd(a), newProposalsCmd(a), newRevokeCmd(a), newRevocationsCmd(a),
+		newRunCmd(a), newRunsCmd(a), newApprovalsCmd(a), newReviewsCmd(a), newProposalsCmd(a), newRevokeCmd(a), newRevocationsCmd(a),
 		newProfileCmd(a), newAgentCmd(a), newSourceCmd(a), newSecretCmd(a), newPolicyCmd(a),
 		newAuditCmd(a), newInstallCmd(a), newUpgradeCmd(a), newUninstallCmd(a), newTenantCmd(a), newPoliciesCmd(a), newRedactCmd(a), newDoctorCmd(a), newDevCmd(a), newDemoCmd(a), newSuperviseCmd(a), newVersionCmd(a),
 	)

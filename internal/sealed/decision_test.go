@@ -52,6 +52,10 @@ func approval(quorum int, ttl int64, groups ...string) Decision {
 
 func allow(o Obligations) Decision { return Decision{Effect: EffectAllow, Obligations: o} }
 
+func reviewed(within int64, groups ...string) Decision {
+	return allow(Obligations{Review: ReviewObligation{Within: within, Groups: groups}})
+}
+
 func TestCombine(t *testing.T) {
 	deny := Deny("no", "no")
 	cases := map[string]struct {
@@ -71,6 +75,9 @@ func TestCombine(t *testing.T) {
 			Deny(ReasonShape, "the policies name no common group of approvers")},
 		"least ttl":          {[]Decision{allow(Obligations{TTL: 60}), allow(Obligations{}), allow(Obligations{TTL: 9})}, allow(Obligations{TTL: 9})},
 		"strongest delivery": {[]Decision{allow(Obligations{Delivery: DeliveryEnv}), allow(Obligations{Delivery: DeliveryProxy}), allow(Obligations{})}, allow(Obligations{Delivery: DeliveryProxy})},
+		"review of one":      {[]Decision{allow(Obligations{}), reviewed(60, "g", "h")}, reviewed(60, "g", "h")},
+		"reviews in common":  {[]Decision{reviewed(60, "g", "h"), reviewed(9, "h", "i"), allow(Obligations{})}, reviewed(9, "h")},
+		"no common reviewer": {[]Decision{reviewed(60, "g"), reviewed(60, "h")}, Deny(ReasonShape, "the policies name no common group of reviewers")},
 		"egress":             {[]Decision{allow(Obligations{}), allow(Obligations{Egress: "bound"}), allow(Obligations{})}, allow(Obligations{Egress: "bound"})},
 		"zero is deny":       {[]Decision{{}}, Decision{Effect: EffectDeny, Reasons: []Reason{{ReasonShape, "a policy denied without a reason"}}}},
 		"unknown is deny":    {[]Decision{allow(Obligations{}), {Effect: "permit", Reasons: []Reason{{"x", "x"}}}}, Decision{Effect: EffectDeny, Reasons: []Reason{{"x", "x"}}}},
