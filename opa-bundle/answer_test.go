@@ -43,45 +43,47 @@ const fullAnswer = `{"effect": "require_approval", "reasons": [{"code": "a", "ms
 	"obligations": {"ttl": 600, "delivery": "proxy", "egress": "bound", "approvals": {"quorum": 2, "groups": ["x", "y"], "ttl": 900},
 		"review": {"within": 60, "groups": ["z"]}}}`
 
+// acceptedAnswers says of answers whether they are decisions.
+var acceptedAnswers = map[string]bool{
+	fullAnswer:            true,
+	`{"effect": "allow"}`: true,
+	`{"effect": "allow", "reasons": null, "obligations": null}`:                                 true,
+	`{"effect": "deny", "reasons": {{"code": "b", "msg": ""}, {"code": "a", "msg": ""}}}`:       true, // a set
+	`{"effect": "allow", "obligations": {"approvals": {"groups": {"y", "x"}, "quorum": null}}}`: true,
+	`{"effect": "allow", "obligations": {"ttl": 9223372036854775807}}`:                          true,
+	`{"effect": "allow", "reasons": [null, {}]}`:                                                true,
+	`null`: false, `true`: false, `"allow"`: false, `[]`: false, `set()`: false, `{}`: false, `{"a"}`: false,
+	`{"effect": "allow", "allow": true}`: false, `{"Effect": "allow"}`: false, `{"effect": ["allow"]}`: false,
+	`{"effect": "allow", 1: 2}`: false, `{"effect": "allow", null: 2}`: false, `{"effect": "allow", ["effect"]: "deny"}`: false,
+	`{"effect": "allow", "reasons": {}}`: false, `{"effect": "allow", "reasons": "none"}`: false,
+	`{"effect": "allow", "reasons": [{"code": 1, "msg": ""}]}`: false, `{"effect": "allow", "reasons": [{"codes": ""}]}`: false,
+	`{"effect": "allow", "obligations": []}`: false, `{"effect": "allow", "obligations": {"quorum": 1}}`: false,
+	`{"effect": "allow", "obligations": {"ttl": 1.0}}`: false, `{"effect": "allow", "obligations": {"ttl": 1e3}}`: false,
+	`{"effect": "allow", "obligations": {"ttl": "1"}}`: false, `{"effect": "allow", "obligations": {"ttl": -1}}`: false,
+	`{"effect": "allow", "obligations": {"ttl": 9223372036854775808}}`:                           false,
+	`{"effect": "allow", "obligations": {"delivery": "any"}}`:                                    false,
+	`{"effect": "allow", "obligations": {"egress": "free"}}`:                                     false,
+	`{"effect": "allow", "obligations": {"review": {"within": 60, "groups": ["x"]}}}`:            true,
+	`{"effect": "allow", "obligations": {"review": {"within": 60}}}`:                             false,
+	`{"effect": "allow", "obligations": {"review": {"groups": ["x"]}}}`:                          false,
+	`{"effect": "allow", "obligations": {"review": {"within": -1, "groups": ["x"]}}}`:            false,
+	`{"effect": "allow", "obligations": {"review": {"within": 2678401, "groups": ["x"]}}}`:       false,
+	`{"effect": "allow", "obligations": {"review": {"within": 60, "groups": ["x"], "by": "x"}}}`: false,
+	`{"effect": "allow", "obligations": {"approvals": {"quorum": -1}}}`:                          false,
+	`{"effect": "allow", "obligations": {"approvals": {"ttl": -1}}}`:                             false,
+	`{"effect": "allow", "obligations": {"approvals": {"groups": [1]}}}`:                         false,
+	`{"effect": "allow", "obligations": {"approvals": {"persons": 1}}}`:                          false,
+	`{"effect": "deny"}`: false, `{"effect": "deny", "reasons": []}`: false,
+	`{"effect": "require_approval", "reasons": [{"code": "a", "msg": "b"}]}`:                                                  false,
+	`{"effect": "require_approval", "reasons": [{"code": "a", "msg": "b"}], "obligations": {"approvals": {"quorum": 1}}}`:     false,
+	`{"effect": "require_approval", "reasons": [{"code": "a", "msg": "b"}], "obligations": {"approvals": {"groups": ["x"]}}}`: false,
+	`{"effect": "require_approval", "reasons": [], "obligations": {"approvals": {"quorum": 1, "groups": ["x"]}}}`:             false,
+}
+
 // Read from OPA's value and read from JSON, an answer is the same, or refused
 // both ways.
 func TestAnswerEqualsJSON(t *testing.T) {
-	accepted := map[string]bool{
-		fullAnswer:            true,
-		`{"effect": "allow"}`: true,
-		`{"effect": "allow", "reasons": null, "obligations": null}`:                                 true,
-		`{"effect": "deny", "reasons": {{"code": "b", "msg": ""}, {"code": "a", "msg": ""}}}`:       true, // a set
-		`{"effect": "allow", "obligations": {"approvals": {"groups": {"y", "x"}, "quorum": null}}}`: true,
-		`{"effect": "allow", "obligations": {"ttl": 9223372036854775807}}`:                          true,
-		`{"effect": "allow", "reasons": [null, {}]}`:                                                true,
-		`null`: false, `true`: false, `"allow"`: false, `[]`: false, `set()`: false, `{}`: false, `{"a"}`: false,
-		`{"effect": "allow", "allow": true}`: false, `{"Effect": "allow"}`: false, `{"effect": ["allow"]}`: false,
-		`{"effect": "allow", 1: 2}`: false, `{"effect": "allow", null: 2}`: false, `{"effect": "allow", ["effect"]: "deny"}`: false,
-		`{"effect": "allow", "reasons": {}}`: false, `{"effect": "allow", "reasons": "none"}`: false,
-		`{"effect": "allow", "reasons": [{"code": 1, "msg": ""}]}`: false, `{"effect": "allow", "reasons": [{"codes": ""}]}`: false,
-		`{"effect": "allow", "obligations": []}`: false, `{"effect": "allow", "obligations": {"quorum": 1}}`: false,
-		`{"effect": "allow", "obligations": {"ttl": 1.0}}`: false, `{"effect": "allow", "obligations": {"ttl": 1e3}}`: false,
-		`{"effect": "allow", "obligations": {"ttl": "1"}}`: false, `{"effect": "allow", "obligations": {"ttl": -1}}`: false,
-		`{"effect": "allow", "obligations": {"ttl": 9223372036854775808}}`:                           false,
-		`{"effect": "allow", "obligations": {"delivery": "any"}}`:                                    false,
-		`{"effect": "allow", "obligations": {"egress": "free"}}`:                                     false,
-		`{"effect": "allow", "obligations": {"review": {"within": 60, "groups": ["x"]}}}`:            true,
-		`{"effect": "allow", "obligations": {"review": {"within": 60}}}`:                             false,
-		`{"effect": "allow", "obligations": {"review": {"groups": ["x"]}}}`:                          false,
-		`{"effect": "allow", "obligations": {"review": {"within": -1, "groups": ["x"]}}}`:            false,
-		`{"effect": "allow", "obligations": {"review": {"within": 2678401, "groups": ["x"]}}}`:       false,
-		`{"effect": "allow", "obligations": {"review": {"within": 60, "groups": ["x"], "by": "x"}}}`: false,
-		`{"effect": "allow", "obligations": {"approvals": {"quorum": -1}}}`:                          false,
-		`{"effect": "allow", "obligations": {"approvals": {"ttl": -1}}}`:                             false,
-		`{"effect": "allow", "obligations": {"approvals": {"groups": [1]}}}`:                         false,
-		`{"effect": "allow", "obligations": {"approvals": {"persons": 1}}}`:                          false,
-		`{"effect": "deny"}`: false, `{"effect": "deny", "reasons": []}`: false,
-		`{"effect": "require_approval", "reasons": [{"code": "a", "msg": "b"}]}`:                                                  false,
-		`{"effect": "require_approval", "reasons": [{"code": "a", "msg": "b"}], "obligations": {"approvals": {"quorum": 1}}}`:     false,
-		`{"effect": "require_approval", "reasons": [{"code": "a", "msg": "b"}], "obligations": {"approvals": {"groups": ["x"]}}}`: false,
-		`{"effect": "require_approval", "reasons": [], "obligations": {"approvals": {"quorum": 1, "groups": ["x"]}}}`:             false,
-	}
-	for src, want := range accepted {
+	for src, want := range acceptedAnswers {
 		if got := sameAnswer(t, ast.MustParseTerm(src).Value); got != want {
 			t.Errorf("%s: accepted %v, want %v", src, got, want)
 		}

@@ -10,7 +10,8 @@
 // sealed.approval.decision over sealed.ApprovalInput: may this person vote on
 // this approval. sealed/dispatch and sealed/directive answer whether a worker
 // may start a run, and what is to happen to a running run that raised signals;
-// a bundle may lack them. Input schemas lie in schema/, for opa check --schema.
+// a bundle may lack them. Input schemas lie in schema/, for opa check --schema; with
+// them decision.json, the schema of what all four answer.
 //
 // Facts are rules of their own, each with a reason for when it is missing. A
 // policy that is asked often may state the usual case once more, in one linear
@@ -42,7 +43,7 @@ var examples embed.FS
 var starter embed.FS
 
 // FS returns the policies (sealed/**/*.rego), their tests (*_test.rego) and
-// the JSON Schemas of their inputs (schema/*.json). It is read-only and safe
+// the JSON Schemas of their inputs and of a decision (schema/*.json). It is read-only and safe
 // for concurrent use.
 func FS() fs.FS { return files }
 
