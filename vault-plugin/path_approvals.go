@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -173,9 +172,8 @@ func (b *backend) checkVote(ctx context.Context, s logical.Storage, a approvalRo
 		return "", nil, err
 	}
 	o := a.object
-	// Two spellings of a name are one person.
 	same := func(v sealed.Vote) bool {
-		return strings.EqualFold(v.Person, voter.Person) || v.EntityID == voter.EntityID
+		return samePerson(v.Person, voter.Person) || v.EntityID == voter.EntityID
 	}
 	switch state := a.state(x, b.now()); {
 	case digest != string(a.Digest):
@@ -188,7 +186,7 @@ func (b *backend) checkVote(ctx context.Context, s logical.Storage, a approvalRo
 	}
 	switch {
 	case b.mem.off.self:
-	case voter.EntityID == o.RequesterID || (o.Person != "" && strings.EqualFold(voter.Person, o.Person)):
+	case voter.EntityID == o.RequesterID || samePerson(voter.Person, o.Person):
 		return "self", nil, nil
 	case voter.Person == "":
 		return "person_unknown", nil, nil

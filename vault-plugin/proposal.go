@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -303,7 +302,7 @@ func (b *backend) mayConfirm(ctx context.Context, s logical.Storage, r proposalR
 		return "expired", nil
 	case who.Person == "":
 		return "person_unknown", nil
-	case who.EntityID == o.ProposerID || strings.EqualFold(who.Person, o.Person): // two spellings are one person
+	case who.EntityID == o.ProposerID || samePerson(who.Person, o.Person):
 		return "self", nil
 	}
 	proposer, err := b.requester(ctx, &logical.Request{Storage: s, EntityID: o.ProposerID})

@@ -498,6 +498,7 @@ func TestHead(t *testing.T) {
 	}
 }
 
+// E24: an agent that asks often, and whose reason would draw on a screen.
 func TestRequestsAndEvents(t *testing.T) {
 	w := newWorld(t)
 	g := w.claimed(idem(1))

@@ -103,7 +103,7 @@ func FuzzToJSON(f *testing.F) {
 	})
 }
 
-// TestEscaped: nothing that hides or moves text gets to a person's screen, and
+// TestEscaped, E24 and E26: nothing that hides or moves text gets to a person's screen, and
 // what is visible stays as it is.
 func TestEscaped(t *testing.T) {
 	for in, want := range map[string]string{
@@ -122,6 +122,7 @@ func TestEscaped(t *testing.T) {
 	}
 }
 
+// E26: what a person is shown is every field of the very bytes that are approved.
 func TestObjectFields(t *testing.T) {
 	in := `{"z":1,"reason":"please\u202e","bindings":[{"host":"a"},{"host":"b"}],"groups":["x"],"a":{"b":null}}`
 	want := []shownField{

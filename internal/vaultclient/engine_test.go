@@ -119,7 +119,7 @@ func TestNamesStayInTheirPath(t *testing.T) {
 	}
 }
 
-// TestApprovalIsWhatItsDigestSays: an object that does not have its digest, or
+// TestApprovalIsWhatItsDigestSays, E26: an object that does not have its digest, or
 // is another approval's, never reaches a person. The control is accepted.
 func TestApprovalIsWhatItsDigestSays(t *testing.T) {
 	const id = sealed.ApprovalID("01JD0Z5X7RS3X7Q4K5M6N7P8Q9")
