@@ -2,9 +2,11 @@ package vaultplugin
 
 import (
 	"context"
+	"encoding/base64"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -156,5 +158,53 @@ func BenchmarkDecided(b *testing.B) {
 		if err != nil || len(withDecided(audit.Event{}, map[string]any{}, []decisionlog.Event{e})) != 1 {
 			b.Fatal(err)
 		}
+	}
+}
+
+// An upload never blocks decisions under the bundle that is in force: while the
+// new one is being opened, which can take long, keys are issued as before.
+func TestUploadBlocksNoDecision(t *testing.T) {
+	w := newWorld(t)
+	g := w.claimed(idem(1))
+	var once sync.Once
+	opening, release := make(chan struct{}), make(chan struct{})
+	w.openBundle = func(_ context.Context, raw []byte, _ map[string]string) (Bundle, error) {
+		if string(raw) != "bundle 2" {
+			return fakeBundle{raw: raw, seq: 1, decide: defaultPolicy}, nil
+		}
+		once.Do(func() { close(opening) })
+		<-release
+		return fakeBundle{raw: raw, seq: 2, decide: never}, nil
+	}
+	uploaded := make(chan error, 1)
+	go func() {
+		_, err := w.do("op", "", logical.UpdateOperation, "policy", map[string]any{"bundle": base64.StdEncoding.EncodeToString([]byte("bundle 2"))})
+		uploaded <- err
+	}()
+	<-opening
+	asked := make(chan error, 2)
+	go func() {
+		_, _, err := g.creds("LOW", idem(2))
+		asked <- err
+		_, err = w.tryEnqueue("op", enqueueSpec(idem(3)))
+		asked <- err
+	}()
+	for range 2 {
+		select {
+		case err := <-asked:
+			if err != nil {
+				t.Errorf("under the old bundle: %v", err)
+			}
+		case <-time.After(10 * time.Second):
+			close(release)
+			t.Fatal("a decision waits for the upload")
+		}
+	}
+	close(release)
+	if err := <-uploaded; err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := g.creds("LOW", idem(4)); code(err) != 403 {
+		t.Errorf("control: the new bundle does not count: %v", err)
 	}
 }
