@@ -77,20 +77,27 @@ func (b *backend) intend(ctx context.Context, s logical.Storage, c credsCall) (i
 	}
 	in.g, in.r = g, r
 	in.ahead, err = b.readAhead(ctx, s, in)
-	var due time.Time
 	if err == nil {
-		due, err = b.oweReview(ctx, s, r, c, g, v.Decision, votes)
-	}
-	if err == nil {
-		if err = b.writeIntent(ctx, s, r, g, v, due, c.entry); err != nil && !due.IsZero() {
-			b.dropReview(ctx, s, g, err)
-		}
+		err = b.writeOwing(ctx, s, r, c, g, v, votes)
 	}
 	if err != nil {
 		b.mem.leave(g.ID)
 		return intent{}, err
 	}
 	return in, nil
+}
+
+// writeOwing stores what the use will owe, and then writes the intent.
+func (b *backend) writeOwing(ctx context.Context, s logical.Storage, r runRow, c credsCall, g grantRow, v verdict, votes []sealed.Vote) error {
+	due, err := b.oweReview(ctx, s, r, c, g, v.Decision, votes)
+	if err != nil {
+		return err
+	}
+	err = b.writeIntent(ctx, s, r, g, v, due, c.entry)
+	if err != nil && !due.IsZero() {
+		b.dropReview(ctx, s, g, err)
+	}
+	return err
 }
 
 // writeIntent makes the intent durable: its entry in the log, and its row as what

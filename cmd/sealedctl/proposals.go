@@ -291,7 +291,7 @@ func (a *app) confirmProposal(ctx context.Context, id sealed.ProposalID, digest 
 	}
 	version, err := e.ConfirmProposal(ctx, p.Decoded.Kind, id, p.Digest)
 	if err != nil {
-		return confirmError(err, id)
+		return inWords(err, "confirming", confirmWords, refusalWord(err, "confirming"), string(id))
 	}
 	out := confirmed{Proposal: id, Kind: p.Decoded.Kind, Target: p.Decoded.Target, Version: version}
 	return a.print(out, func(w io.Writer) {
@@ -316,20 +316,6 @@ var confirmWords = map[string][2]string{
 	"stale":          {"what it would replace has changed since", "have it proposed again"},
 	"digest":         {"it has another digest", "sealedctl proposals show "},
 	"expired":        {"its time is over", "have it proposed again"},
-}
-
-func confirmError(err error, id sealed.ProposalID) error {
-	_, word, _ := strings.Cut(err.Error(), ": confirming: ")
-	word, _, _ = strings.Cut(word, ":")
-	said, ok := confirmWords[word]
-	if !ok {
-		return err
-	}
-	hint := said[1]
-	if strings.HasSuffix(hint, "show ") {
-		hint += string(id)
-	}
-	return &hintError{err: fmt.Errorf("confirming: %s: %w", said[0], sentinelOf(err)), hint: hint}
 }
 
 func newProposalsRejectCmd(a *app) *cobra.Command {

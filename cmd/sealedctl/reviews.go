@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"io"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -114,7 +112,7 @@ use stops nothing by itself: see sealedctl revoke.
 			}
 			id := sealed.GrantID(args[0])
 			if err := e.CloseReview(cmd.Context(), id, finding, note); err != nil {
-				return reviewError(err)
+				return inWords(err, "reviewing", reviewWords, refusalWord(err, "reviewing"), string(id))
 			}
 			return a.print(map[string]string{"review": string(id), "finding": finding}, func(w io.Writer) { row(w, id, "closed", finding) })
 		},
@@ -127,20 +125,11 @@ use stops nothing by itself: see sealedctl revoke.
 
 // reviewWords says in a sentence why a review was not closed; the engine says it
 // in a word.
-var reviewWords = map[string]string{
-	"self":           "it was your use: another person has to review it",
-	"approver":       "you agreed to the use: another person has to review it",
-	"person_unknown": "Vault does not know which person you are",
-	"group":          "you are in none of the groups that may review it",
-}
-
-func reviewError(err error) error {
-	_, word, _ := strings.Cut(err.Error(), ": reviewing: ")
-	word, _, _ = strings.Cut(word, ":")
-	if said, ok := reviewWords[word]; ok {
-		return fmt.Errorf("reviewing: %s: %w", said, sentinelOf(err))
-	}
-	return err
+var reviewWords = map[string][2]string{
+	"self":           {"it was your use: another person has to review it", ""},
+	"approver":       {"you agreed to the use: another person has to review it", ""},
+	"person_unknown": {"Vault does not know which person you are", ""},
+	"group":          {"you are in none of the groups that may review it", ""},
 }
 
 func reviewIDs(ctx context.Context, e *vaultclient.Engine) ([]string, error) {

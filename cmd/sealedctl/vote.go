@@ -26,20 +26,32 @@ var voteWords = map[string][2]string{
 
 // voteError puts the engine's refusal of a vote into words.
 func voteError(ctx context.Context, e *vaultclient.Engine, v vaultclient.Approval, err error) error {
-	_, word, _ := strings.Cut(err.Error(), ": voting: ")
-	word, _, _ = strings.Cut(word, ":")
+	word := refusalWord(err, "voting")
 	if word == "replayed" && votedAs(ctx, e.Client(), v.Votes) {
 		word = "voted"
 	}
-	said, ok := voteWords[word]
+	return inWords(err, "voting", voteWords, word, string(v.Decoded.ID))
+}
+
+// refusalWord is the word in which the engine says why something did not count.
+func refusalWord(err error, doing string) string {
+	_, word, _ := strings.Cut(err.Error(), ": "+doing+": ")
+	word, _, _ = strings.Cut(word, ":")
+	return word
+}
+
+// inWords puts a refusal into a sentence and the next thing to try, which may end
+// in "show " and an id. A word that is not in the table leaves the error as it is.
+func inWords(err error, doing string, words map[string][2]string, word, id string) error {
+	said, ok := words[word]
 	if !ok {
 		return err
 	}
 	hint := said[1]
 	if strings.HasSuffix(hint, "show ") {
-		hint += string(v.Decoded.ID)
+		hint += id
 	}
-	return &hintError{err: fmt.Errorf("voting: %s: %w", said[0], sentinelOf(err)), hint: hint}
+	return &hintError{err: fmt.Errorf("%s: %s: %w", doing, said[0], sentinelOf(err)), hint: hint}
 }
 
 // votedAs reports whether the token's own entity is among the voters.

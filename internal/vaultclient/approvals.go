@@ -2,7 +2,6 @@ package vaultclient
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"time"
 
@@ -34,20 +33,8 @@ type Approval struct {
 
 // Approvals lists the approvals of live runs, newest first; state narrows.
 func (e *Engine) Approvals(ctx context.Context, state string) ([]ApprovalSummary, error) {
-	ids, info, err := e.list(ctx, map[string]string{"state": state}, "approvals")
-	if err != nil {
-		return nil, err
-	}
-	out := make([]ApprovalSummary, 0, len(ids))
-	for _, id := range ids {
-		var a ApprovalSummary
-		if err := json.Unmarshal([]byte(info[id]), &a); err != nil {
-			return nil, fields{path: e.path("approvals")}.malformed("key_info")
-		}
-		a.ID = sealed.ApprovalID(id)
-		out = append(out, a)
-	}
-	return out, nil
+	name := func(a *ApprovalSummary, id string) error { a.ID = sealed.ApprovalID(id); return nil }
+	return summaries(ctx, e, map[string]string{"state": state}, name, "approvals")
 }
 
 // Approval reads one approval.

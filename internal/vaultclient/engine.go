@@ -95,6 +95,25 @@ func listed(path string, s *api.Secret) (names []string, info map[string]string,
 	return names, info, nil
 }
 
+// summaries lists what is below a path with what the engine tells of each; name
+// puts an id into its summary.
+func summaries[T any](ctx context.Context, e *Engine, query map[string]string, name func(*T, string) error, parts ...string) ([]T, error) {
+	ids, info, err := e.list(ctx, query, parts...)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]T, len(ids))
+	for i, id := range ids {
+		if err := json.Unmarshal([]byte(info[id]), &out[i]); err != nil {
+			return nil, fields{path: e.path(parts...)}.malformed("key_info")
+		}
+		if err := name(&out[i], id); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
 // remove deletes with query parameters, which Client.Delete has none of.
 func (e *Engine) remove(ctx context.Context, query map[string]string, parts ...string) error {
 	path := e.path(parts...)

@@ -2,7 +2,6 @@ package vaultclient
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -81,20 +80,8 @@ type Proposal struct {
 
 // Proposals lists the proposals of a kind that wait, oldest first.
 func (e *Engine) Proposals(ctx context.Context, kind string) ([]ProposalSummary, error) {
-	ids, info, err := e.list(ctx, nil, "proposals", kind)
-	if err != nil {
-		return nil, err
-	}
-	out := make([]ProposalSummary, 0, len(ids))
-	for _, id := range ids {
-		var p ProposalSummary
-		if err := json.Unmarshal([]byte(info[id]), &p); err != nil {
-			return nil, fields{path: e.path("proposals", kind)}.malformed("key_info")
-		}
-		p.ID = sealed.ProposalID(id)
-		out = append(out, p)
-	}
-	return out, nil
+	name := func(p *ProposalSummary, id string) error { p.ID = sealed.ProposalID(id); return nil }
+	return summaries(ctx, e, nil, name, "proposals", kind)
 }
 
 // Proposal reads a proposal. With an empty kind every kind is asked that the

@@ -2,7 +2,6 @@ package vaultclient
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -25,20 +24,8 @@ type ReviewSummary struct {
 
 // Reviews lists the open reviews, oldest first.
 func (e *Engine) Reviews(ctx context.Context) ([]ReviewSummary, error) {
-	ids, info, err := e.list(ctx, nil, "reviews")
-	if err != nil {
-		return nil, err
-	}
-	out := make([]ReviewSummary, 0, len(ids))
-	for _, id := range ids {
-		var v ReviewSummary
-		if err := json.Unmarshal([]byte(info[id]), &v); err != nil {
-			return nil, fields{path: e.path("reviews")}.malformed("key_info")
-		}
-		v.ID = sealed.GrantID(id)
-		out = append(out, v)
-	}
-	return out, nil
+	name := func(v *ReviewSummary, id string) error { v.ID = sealed.GrantID(id); return nil }
+	return summaries(ctx, e, nil, name, "reviews")
 }
 
 // Review reads an open review.

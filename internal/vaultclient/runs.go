@@ -2,7 +2,6 @@ package vaultclient
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strconv"
 	"time"
@@ -107,22 +106,8 @@ func (e *Engine) Enqueue(ctx context.Context, r sealed.EnqueueRequest) (sealed.E
 
 // Runs lists runs, newest first.
 func (e *Engine) Runs(ctx context.Context, filter RunFilter) ([]RunSummary, error) {
-	ids, info, err := e.list(ctx, filter.query(), "runs")
-	if err != nil {
-		return nil, err
-	}
-	out := make([]RunSummary, 0, len(ids))
-	for _, id := range ids {
-		var r RunSummary
-		if err := json.Unmarshal([]byte(info[id]), &r); err != nil {
-			return nil, fields{path: e.path("runs")}.malformed("key_info")
-		}
-		if r.ID, err = sealed.ParseRunID(id); err != nil {
-			return nil, err
-		}
-		out = append(out, r)
-	}
-	return out, nil
+	name := func(r *RunSummary, id string) (err error) { r.ID, err = sealed.ParseRunID(id); return err }
+	return summaries(ctx, e, filter.query(), name, "runs")
 }
 
 // Run reads one run. The engine answers sealed.ErrDenied for one that it does
