@@ -25,7 +25,7 @@ ENTRYPOINT ["/vault", "server"]
 
 // image lays out what a node's image is made of: Vault with its libraries, the
 // engine, certificate and configurations.
-func image(t *testing.T, s *harness.Stack) testcontainers.FromDockerfile {
+func image(t *testing.T, s *harness.Stack, net subnet) testcontainers.FromDockerfile {
 	t.Helper()
 	dir := t.TempDir()
 	private := filepath.Join(s.Status.Dir, "private")
@@ -47,7 +47,7 @@ func image(t *testing.T, s *harness.Stack) testcontainers.FromDockerfile {
 		harness.Must(t, place(from, filepath.Join(dir, "root", to)))
 	}
 	for i := range nodes + 1 {
-		doc, err := json.Marshal(configuration(i))
+		doc, err := json.Marshal(configuration(net, i))
 		harness.Must(t, err)
 		harness.Must(t, os.WriteFile(filepath.Join(dir, "root", fmt.Sprintf("node%d.json", i)), doc, 0o644))
 	}
@@ -106,11 +106,11 @@ func place(from, to string) error {
 
 // configuration of node i. All have the stack's certificate, which speaks for
 // localhost: clients of the cluster go to 127.0.0.1, where the balancer is.
-func configuration(i int) map[string]any {
+func configuration(net subnet, i int) map[string]any {
 	var join []any
 	for n := range nodes {
 		if n != i {
-			join = append(join, map[string]any{"leader_api_addr": "https://" + address(n) + ":8200", "leader_ca_cert_file": "/ca.pem", "leader_tls_servername": "localhost"})
+			join = append(join, map[string]any{"leader_api_addr": "https://" + net.listener(n), "leader_ca_cert_file": "/ca.pem", "leader_tls_servername": "localhost"})
 		}
 	}
 	raft := map[string]any{"path": "/raft", "node_id": fmt.Sprintf("node%d", i), "performance_multiplier": "1"}
@@ -127,7 +127,7 @@ func configuration(i int) map[string]any {
 			"address": "0.0.0.0:8200", "cluster_address": "0.0.0.0:8201", "tls_cert_file": "/cert.pem", "tls_key_file": "/key.pem",
 			"tls_min_version": "tls13", "tls_disable_client_certs": true,
 		}}},
-		"api_addr": "https://" + address(i) + ":8200", "cluster_addr": "https://" + address(i) + ":8201",
+		"api_addr": "https://" + net.listener(i), "cluster_addr": "https://" + net.peer(i),
 		"plugin_directory": "/plugins", "disable_mlock": true, "ui": false, "log_level": "info",
 	}
 }

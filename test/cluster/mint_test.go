@@ -34,7 +34,7 @@ func (w *world) pki(t *testing.T) *pki {
 	token := w.begin(t, upstream)
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	harness.Must(t, err)
-	w.forward(l, address(upstream)+":8200")
+	w.forward(l, w.listener(upstream))
 	u := &pki{}
 	u.root, err = vaultclient.New("https://"+l.Addr().String(), w.ca, token)
 	harness.Must(t, err)

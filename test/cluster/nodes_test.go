@@ -10,7 +10,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -31,17 +30,13 @@ import (
 	"sealed.dev/sealed/test/harness/require"
 )
 
-// nodes of the cluster, and the network they have for themselves. One more server
-// in it is an upstream that lives through everything, and that the engine on each
-// node reaches at upstreamAddr.
+// nodes of the cluster. One more server in their network is an upstream that lives
+// through everything, and that the engine on each node reaches at upstreamAddr.
 const (
 	nodes        = 3
 	upstream     = nodes
 	upstreamAddr = "127.0.0.1:8300"
-	subnet       = "10.219.107.0/24"
 )
-
-func address(node int) string { return fmt.Sprintf("10.219.107.%d", 11+node) }
 
 // electLimit bounds a change of the leader: the election, and the engine's start
 // on the new one.
@@ -54,11 +49,12 @@ type world struct {
 	whole   *testing.T // the test that the cluster is for
 	docker  *client.Client
 	image   string
-	network string
-	ids     [nodes + 1]string // of containers
-	unseal  string
-	root    string // Vault's root token
-	ca      []byte
+	network string // its name
+	subnet
+	ids    [nodes + 1]string // of containers
+	unseal string
+	root   string // Vault's root token
+	ca     []byte
 }
 
 // daemon is the Docker that DOCKER_HOST names, or that listens where Docker does.
@@ -91,13 +87,13 @@ func open(t *testing.T) *world {
 	w.Stack = harness.Get(t)
 	w.readKeys(t)
 	snapshot := w.snapshot(t)
-	from := image(t, w.Stack)
+	w.makeNetwork(t)
+	from := image(t, w.Stack, w.subnet)
 	w.image = from.Repo + ":" + from.Tag
 	t.Cleanup(func() { // after the containers are gone
 		_, _ = w.docker.ImageRemove(context.WithoutCancel(t.Context()), w.image, client.ImageRemoveOptions{Force: true, PruneChildren: true})
 	})
 	harness.Must(t, w.Kill(t.Context(), "vault"))
-	w.makeNetwork(t)
 	w.startNode(t, 0, testcontainers.WithDockerfile(from))
 	w.found(t, snapshot)
 	for i := 1; i < nodes; i++ {
@@ -106,7 +102,7 @@ func open(t *testing.T) *world {
 	for i := 1; i < nodes; i++ {
 		w.unsealNode(t, i)
 	}
-	w.balancer = newBalancer(t, strings.TrimPrefix(w.Status.VaultAddr, "https://"), w.ca)
+	w.balancer = newBalancer(t, strings.TrimPrefix(w.Status.VaultAddr, "https://"), w.subnet, w.ca)
 	w.settle(t)
 	return w
 }
@@ -125,32 +121,13 @@ func (w *world) readKeys(t *testing.T) {
 	harness.Must(t, err)
 }
 
-func (w *world) makeNetwork(t *testing.T) {
-	t.Helper()
-	// Where Docker has no default bridge, testcontainers makes a network of its own
-	// and leaves it.
-	if _, err := w.docker.NetworkInspect(t.Context(), testcontainers.ReaperDefault, client.NetworkInspectOptions{}); err != nil {
-		t.Cleanup(func() {
-			_, _ = w.docker.NetworkRemove(context.WithoutCancel(t.Context()), testcontainers.ReaperDefault, client.NetworkRemoveOptions{})
-		})
-	}
-	net, err := network.New(t.Context(), network.WithIPAM(&dockernet.IPAM{Config: []dockernet.IPAMConfig{{Subnet: netip.MustParsePrefix(subnet)}}}))
-	harness.Must(t, err)
-	testcontainers.CleanupNetwork(t, net)
-	w.network = net.Name
-}
-
-func endpoint(node int) *dockernet.EndpointSettings {
-	return &dockernet.EndpointSettings{IPAMConfig: &dockernet.EndpointIPAMConfig{IPv4Address: netip.MustParseAddr(address(node))}}
-}
-
 func (w *world) startNode(t *testing.T, i int, from testcontainers.CustomizeRequestOption) {
 	t.Helper()
 	c, err := testcontainers.Run(t.Context(), "", from,
 		testcontainers.WithCmd(fmt.Sprintf("-config=/node%d.json", i)),
 		testcontainers.WithConfigModifier(func(c *container.Config) { c.Env = []string{"HOME=/tmp"} }),
 		network.WithNetworkName(nil, w.network),
-		testcontainers.WithEndpointSettingsModifier(func(s map[string]*dockernet.EndpointSettings) { s[w.network] = endpoint(i) }),
+		testcontainers.WithEndpointSettingsModifier(func(s map[string]*dockernet.EndpointSettings) { s[w.network] = w.endpoint(i) }),
 	)
 	testcontainers.CleanupContainer(t, c)
 	harness.Must(t, err)
@@ -183,7 +160,7 @@ func (w *world) reach(t *testing.T, i int) {
 	c, err := w.docker.ContainerInspect(t.Context(), w.ids[i], client.ContainerInspectOptions{})
 	harness.Must(t, err)
 	bundle := strings.TrimSuffix(strings.TrimPrefix(w.Status.BundleURL, "https://"), "/")
-	for addr, to := range map[string]string{bundle: bundle, upstreamAddr: address(upstream) + ":8200"} {
+	for addr, to := range map[string]string{bundle: bundle, upstreamAddr: w.listener(upstream)} {
 		l, err := listenIn(c.Container.State.Pid, addr)
 		harness.Must(t, err)
 		w.forward(l, to)
@@ -238,7 +215,7 @@ func (w *world) forward(l net.Listener, to string) {
 func (w *world) api(ctx context.Context, node int, token, method, path string, body []byte) ([]byte, error) {
 	host := strings.TrimPrefix(w.Status.VaultAddr, "https://")
 	if node >= 0 {
-		host = address(node) + ":8200"
+		host = w.listener(node)
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(w.ca)
@@ -394,7 +371,7 @@ func (w *world) cutLeader(t *testing.T) (old int, back func()) {
 	harness.Must(t, err)
 	return old, func() {
 		t.Helper()
-		_, err := w.docker.NetworkConnect(t.Context(), w.network, client.NetworkConnectOptions{Container: w.ids[old], EndpointConfig: endpoint(old)})
+		_, err := w.docker.NetworkConnect(t.Context(), w.network, client.NetworkConnectOptions{Container: w.ids[old], EndpointConfig: w.endpoint(old)})
 		harness.Must(t, err)
 		w.settle(t)
 	}
