@@ -186,6 +186,7 @@ func Borrow(t testing.TB) *Stack {
 	s := <-shared.lent
 	t.Cleanup(func() {
 		if t.Failed() {
+			s.complaints(t)
 			s = nil // nobody knows what is left of it
 		}
 		shared.lent <- s
@@ -203,6 +204,25 @@ func Borrow(t testing.TB) *Stack {
 	shared.made.Unlock()
 	s.warm(t)
 	return s
+}
+
+// complaints shows the warnings and errors that Vault and its plug-ins logged last.
+func (s *Stack) complaints(t testing.TB) {
+	if s == nil {
+		return
+	}
+	b, err := os.ReadFile(filepath.Join(s.Status.Dir, "private", "log", "vault.log"))
+	if err != nil {
+		t.Logf("Vault's log: %v", err)
+		return
+	}
+	var last []string
+	for line := range strings.Lines(string(b)) {
+		if strings.Contains(line, "[WARN]") || strings.Contains(line, "[ERROR]") {
+			last = append(last, line)
+		}
+	}
+	t.Logf("Vault complained last of:\n%s", strings.Join(last[max(0, len(last)-40):], ""))
 }
 
 // Open brings up a stack of the test's own, which ends with the test.
