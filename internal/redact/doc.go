@@ -32,7 +32,7 @@
 // a timer. [Writer.Flush] releases the first three characters of it, and no more, also when it is called after every byte. When the stream ends in a live partial match of at least min(8, half) bytes of a needle, that is masked too.
 //
 // Memory is bounded whatever the input: a stream holds at most the longest needle, plus 64 KiB of bytes between the characters of a folded match. A value of
-// more than 1.5 KiB is cut into pieces of 1 KiB that overlap, so no needle is longer than about 6 KiB. A set takes about 9 KiB for each value of 40 bytes.
+// more than 1.5 KiB is cut into pieces of 1 KiB that overlap, so no needle is longer than about 6 KiB. A set takes about 8 KiB for each value of 40 bytes.
 //
 // What is held back by an ordinary Writer depends on what the stream holds. For streams that the adversary reads there is [NewSteadyWriter].
 //

@@ -198,6 +198,7 @@ func (x *index) fill(c *class, lo, hi int) {
 			c.buckets = put(c.buckets, c.shift, h, gramAt(uint32(id), from))
 		}
 	}
+	c.buckets = slices.Clone(c.buckets) // without what append has left free
 }
 
 // gramCounts counts grams by hash, up to 255. There are as many counts as grams, about, so that few share one by chance.
