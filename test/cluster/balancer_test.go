@@ -23,19 +23,19 @@ const (
 // its health, passes bytes to the one that is active, and drops connections to one
 // that is not any more. TLS ends at the node.
 type balancer struct {
+	subnet
 	check *http.Client
-	nodes subnet
 
 	mu     sync.Mutex
 	active int // -1: none
 	conns  map[net.Conn]int
 }
 
-func newBalancer(t *testing.T, addr string, nodes subnet, ca []byte) *balancer {
+func newBalancer(t *testing.T, addr string, in subnet, ca []byte) *balancer {
 	t.Helper()
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca)
-	b := &balancer{nodes: nodes, active: -1, conns: map[net.Conn]int{}, check: &http.Client{
+	b := &balancer{subnet: in, active: -1, conns: map[net.Conn]int{}, check: &http.Client{
 		Timeout:   healthLimit,
 		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: "localhost", MinVersion: tls.VersionTLS13}},
 	}}
@@ -102,7 +102,7 @@ func (b *balancer) find(ctx context.Context) int {
 }
 
 func (b *balancer) healthy(ctx context.Context, node int) bool {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+b.nodes.listener(node)+"/v1/sys/health", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+b.listener(node)+"/v1/sys/health", nil)
 	if err != nil {
 		return false
 	}
@@ -120,7 +120,7 @@ func (b *balancer) serve(c net.Conn) {
 	if node < 0 {
 		return
 	}
-	up, err := net.DialTimeout("tcp4", b.nodes.listener(node), time.Second)
+	up, err := net.DialTimeout("tcp4", b.listener(node), time.Second)
 	if err != nil {
 		return
 	}

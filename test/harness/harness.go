@@ -185,7 +185,7 @@ func Borrow(t testing.TB) *Stack {
 	wantMain(t)
 	s := <-shared.lent
 	t.Cleanup(func() {
-		if t.Failed() {
+		if t.Failed() && s != nil {
 			s.complaints(t)
 			s = nil // nobody knows what is left of it
 		}
@@ -208,9 +208,6 @@ func Borrow(t testing.TB) *Stack {
 
 // complaints shows the warnings and errors that Vault and its plug-ins logged last.
 func (s *Stack) complaints(t testing.TB) {
-	if s == nil {
-		return
-	}
 	b, err := os.ReadFile(filepath.Join(s.Status.Dir, "private", "log", "vault.log"))
 	if err != nil {
 		t.Logf("Vault's log: %v", err)
