@@ -131,6 +131,9 @@ func TestF09TokenRevokeEndsAll(t *testing.T) {
 			if grant.State != "dead" {
 				return false
 			}
+			if grant.Outcome != "lease_ended" { // the run's silence ends them too, later
+				t.Errorf("a grant died of %q and not of its lease's end", grant.Outcome)
+			}
 		}
 		return true
 	})
