@@ -96,5 +96,6 @@ func (s *stream) all(p []byte) ([]byte, error) {
 	s.shrink()
 	s.exact.restart(s.needs.exact, s.done)
 	s.folded.reset(s.needs.folded, s.needs.pairs, s.done)
+	s.over.restart(s.needs, s.done)
 	return out, nil
 }

@@ -12,6 +12,7 @@
 //     traced to the bytes it came from. Needles are folded in the same way. So a value with one character per line, hex with colons, wrapped base64, mixed
 //     case, UTF-16, or any mixture of escapes is one plain match here. Forms that change the value as a whole are looked for here: base32, reversed, reversed
 //     then base64, rot13, decimal codes, bytes of a C array.
+//     Where a carriage return overwrites a line, what a terminal then shows is looked at too: see overwrite.go.
 //
 // Matches that overlap, in either view, become one mask [sealed:KEY] that names the key of the longest match. The bytes between the first and the last
 // character of a match are part of it. Every other byte comes out unchanged and in order.
@@ -50,8 +51,10 @@
 //     window title that is not in an exact form;
 //   - a folded match with more than 64 KiB of dropped bytes inside;
 //   - up to three leading characters of a form, where Flush is called just behind them;
-//   - up to three leading characters of a value that is typed with backspaces, cursor movement other than backspace, what a carriage return overwrites, and more
-//     than 64 backspaces in a row. Deep carries these out;
+//   - up to three leading characters of a value that is typed with backspaces, more than 64 backspaces in a row, and cursor movement other than backspace
+//     and carriage return. Deep carries these out;
+//   - what was on a line before a carriage return and has gone out: of a value that a terminal shows when its beginning is typed over a line with its end, the
+//     beginning is masked. A line is followed for 1024 columns and 2 KiB;
 //   - values longer than 8 KiB in other forms than raw, base64, hex and lines; the end of a long value that is shorter than a piece, printed alone.
 //
 // A value of few bits is a source of false masks and of guesses, so [Set.Add] refuses it unless told otherwise.

@@ -60,7 +60,14 @@ func (s *stream) flushable(exact int64, first int) int64 {
 	if n := f.x.withheld(f.text[first:], undecided); n > 0 {
 		folded = f.offset(len(f.text) - n)
 	}
-	return max(min(exact, folded), s.done)
+	shown := s.end()
+	if i, ok := s.over.live(); ok {
+		l := &s.over.lane
+		if n := l.x.withheld(l.text[i:], 0); n > 0 {
+			shown = max(l.offset(len(l.text)-n), l.floor)
+		}
+	}
+	return max(min(exact, folded, shown), s.done)
 }
 
 // withheld returns how many of the last characters of t Flush holds back. A live match begins with t; more characters may follow.

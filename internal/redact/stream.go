@@ -40,6 +40,7 @@ type stream struct {
 	done   int64 // everything before it went out, or is the start of the open mask
 	exact  search
 	folded foldedLane
+	over   overwriter
 	masks  []mask // in order, apart from each other
 	out    []byte
 	spare  []byte // takes the place of out while that is a part of buf
@@ -114,6 +115,11 @@ func (s *stream) read(atEnd bool) {
 		s.found(h)
 	}
 	s.folded.hits = s.folded.hits[:0]
+	s.over.read(s.buf, s.base, atEnd)
+	for _, h := range s.over.lane.hits {
+		s.found(h)
+	}
+	s.over.lane.hits = s.over.lane.hits[:0]
 }
 
 // arm takes up a new generation of the set and looks for its needles in what is held, and in what live matches began with. Matches that were found stay.
@@ -134,6 +140,7 @@ func (s *stream) arm() error {
 	s.needs = n
 	s.exact.restart(n.exact, exact)
 	s.folded.reset(n.folded, n.pairs, folded)
+	s.over.reset(n, min(s.over.next, s.done))
 	s.read(false)
 	return nil
 }
@@ -158,13 +165,20 @@ func (s *stream) maskPartial() {
 	if l, n := s.exact.x.partial(s.buf); l != nil {
 		s.found(span{s.end() - int64(n), s.end(), n, partialOf(l)})
 	}
-	f := &s.folded
-	if i := f.live(); i < len(f.text) {
-		if l, n := f.x.partial(f.text[i:]); l != nil {
-			i := len(f.text)
-			last, size := f.place(i - 1)
-			s.found(span{max(f.offset(i-n), f.floor), last + size, n, partialOf(l)})
-		}
+	if i := s.folded.live(); i < len(s.folded.text) {
+		s.maskFolded(&s.folded, i)
+	}
+	if i, ok := s.over.live(); ok {
+		s.maskFolded(&s.over.lane, i)
+	}
+}
+
+// maskFolded masks what is live in a folded view from character i on.
+func (s *stream) maskFolded(f *foldedLane, i int) {
+	if l, n := f.x.partial(f.text[i:]); l != nil {
+		i := len(f.text)
+		last, size := f.place(i - 1)
+		s.found(span{max(f.offset(i-n), f.floor), last + size, n, partialOf(l)})
 	}
 }
 
@@ -172,6 +186,7 @@ func (s *stream) maskPartial() {
 func (s *stream) wipe() {
 	clear(s.buf[:cap(s.buf)])
 	clear(s.folded.text[:cap(s.folded.text)])
+	s.over.wipe()
 }
 
 func partialOf(l *label) *label {
@@ -182,7 +197,7 @@ func (s *stream) end() int64 { return s.base + int64(len(s.buf)) }
 
 // limit returns the first byte that may still become part of a match, a beginning of an escape and matches that backspaces could mend included.
 func (s *stream) limit() int64 {
-	return max(s.liveExact(s.folded.hold()), s.done)
+	return max(s.liveExact(min(s.folded.hold(), s.over.hold())), s.done)
 }
 
 // found takes in a match.
@@ -317,7 +332,7 @@ func (s *stream) shrink() {
 		s.direct, s.out = false, s.spare
 	}
 	s.out = s.out[:0]
-	n := min(s.done, s.folded.next, s.keep) - s.base
+	n := min(s.done, s.folded.next, s.over.next, s.keep) - s.base
 	s.buf = s.buf[:copy(s.buf, s.buf[n:])]
 	s.base += n
 	s.folded.buf, s.folded.base = s.buf, s.base
