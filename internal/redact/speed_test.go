@@ -73,6 +73,7 @@ func BenchmarkSpeed(b *testing.B) {
 					writeOrFail(b, w, nil)
 					if !folded {
 						w.s.folded.x = newIndex(nil) // the exact view only
+						w.s.over.lane.x = w.s.folded.x
 					}
 					at := 0
 					timed(b, size, func() {
@@ -101,6 +102,8 @@ func BenchmarkAdverse(b *testing.B) {
 		"spaced":    func() string { return spaced(v()[:19], " ", 1) + "#" },
 		"all":       func() string { return v() + "\n" },
 		"backspace": func() string { return "x\b" },
+		"return":    func() string { return "x\r" },
+		"progress":  func() string { return "\r 42% of 812 MB, 12.1 MB/s, 3 s left" },
 		"esc":       func() string { return "\x1b[1m" },
 		"percent":   func() string { return "%2" },
 		"percent41": func() string { return "%41" },
@@ -121,6 +124,7 @@ func BenchmarkAdverse(b *testing.B) {
 				w := NewWriter(io.Discard, set, "bench")
 				if writeOrFail(b, w, nil); !folded {
 					w.s.folded.x = newIndex(nil)
+					w.s.over.lane.x = w.s.folded.x
 				}
 				at := 0
 				timed(b, 32<<10, func() {

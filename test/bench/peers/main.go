@@ -4,9 +4,11 @@
 // processor time: other programs make some slices slow and none fast. Nothing passes or fails.
 //
 //	go run . [-mib 32] [-rounds 5] [-values 10,100,1000]
+//	go run -tags vectorscan .    with Vectorscan too, where it and its headers are installed (Debian's libvectorscan-dev)
 //
 // The peers are favored: they look for the raw values and the encodings of the exact view that performance papers use (base64 in three alignments, both
-// alphabets, hex in both cases), report or replace matches inside one write only, and lose what is cut by two.
+// alphabets, hex in both cases), report or replace matches inside one write only, and lose what is cut by two. Only Vectorscan
+// sees a stream.
 package main
 
 import (
@@ -143,6 +145,11 @@ func makePeers(values [][]byte) ([]peer, error) {
 		peer{"strings.Replacer", func(p []byte) error { _, err := replacer.WriteString(io.Discard, string(p)); return err }},
 		peer{"BobuSumisu/aho-corasick (finds only)", func(p []byte) error { _ = trie.Match(p); return nil }},
 	)
+	if v, err := vectorscan(texts); err != nil {
+		return nil, err
+	} else if v != nil {
+		peers = append(peers, *v)
+	}
 	if len(values) <= 100 { // 1.6 GB at 1,000 values
 		matcher := cloudflare.NewStringMatcher(texts)
 		peers = append(peers, peer{"cloudflare/ahocorasick (tells which, not where)", func(p []byte) error { _ = matcher.Match(p); return nil }})
