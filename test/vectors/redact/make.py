@@ -17,9 +17,9 @@ def b(s):
     return s.encode("latin-1") if isinstance(s, str) else s
 
 
-def masked(name, key, wire, lane="live"):
+def masked(name, key, wire, lane="live", before="", after=""):
     """The stream must show the mask of key, and no 12 bytes of the wire that have four letters or digits."""
-    cases.append({"name": name, "lane": lane, "key": key, "in": base64.b64encode(b"before\n" + b(wire) + b"\nafter\n").decode(),
+    cases.append({"name": name, "lane": lane, "key": key, "in": base64.b64encode(b"before\n" + b(before) + b(wire) + b(after) + b"\nafter\n").decode(),
                   "wire": base64.b64encode(b(wire)).decode(), "masked": True})
 
 
@@ -72,6 +72,11 @@ for key, v in VALUES.items():
                        "base64 of gzip": base64.b64encode(gzip.compress(raw, mtime=0)), "hex of zlib": zlib.compress(raw).hex(),
                        "XOR": bytes(c ^ 0x21 for c in raw)}.items():
         masked(name, key, text, "stored")
+# What a terminal shows: of these streams no piece is the value, and the wire is what is written last.
+masked("carriage return, the beginning over a line with the end", "TOKEN", TOKEN[:20], before="#" * 20 + TOKEN[20:] + "\r")
+masked("carriage return, in three pieces", "TOKEN", TOKEN[:14], before="#" * 20 + TOKEN[20:] + "\r" + "#" * 14 + TOKEN[14:20] + "\r")
+masked("carriage return over what separates two lines", "TOKEN", TOKEN[14:], before=TOKEN[:14] + "\nnothing that backspaces mend\r", after=" " * 30)
+
 for name, sep in {"spaces": " ", "lines": "\n", "colors": "\x1b[1;31m", "titles": "\x1b]0;t\x07", "zero-width": "\u200b", "NUL": "\0", "commas": ", ", "backspaces": "X\b"}.items():
     masked("one character at a time: " + name, "TOKEN", spread(TOKEN[:6], "") + sep.join(TOKEN[6:]).encode().decode("latin-1") if name == "backspaces" else sep.join(TOKEN).encode().decode("latin-1"))
 masked("halves on two lines", "TOKEN", TOKEN[:17] + "\n" + TOKEN[17:])
