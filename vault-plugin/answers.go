@@ -92,6 +92,7 @@ func configAnswers() map[string]fields {
 			"tenant": shown("Tenant of this mount."), "trust_domain": shown("SPIFFE trust domain of the agents."), "allow_embedded": told("Whether the embedded authority is accepted."),
 			"agent_accessor": shown("Accessor of the auth mount of agents."), "claims_accessor": sometimes(named("Accessors whose alias metadata are claims.")),
 			"person_claim": shown("Metadata key that names the person."), "freeze_after": shown("Duration."), "stop_after": shown("Duration."),
+			"detect":       sometimes(named("Kinds of detectors that look at what is stored.")),
 			"silent_after": shown("Duration."), "unconfirmed_after": shown("Duration."), "keep_runs": shown("Duration."),
 			"second_person": told("Whether a change that widens waits for a second person."), "proposals_expire": shown("Duration."),
 			"sops_root": sometimes(shown("Directory of SOPS files.")), "source_helpers": sometimes(answered(framework.TypeMap, false, "Digests of the programs that reach other sources.")),

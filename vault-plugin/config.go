@@ -3,6 +3,8 @@ package vaultplugin
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -32,6 +34,10 @@ type engineConfig struct {
 	SourceHelpers map[string]string `json:"source_helpers,omitempty"`
 	// SOPSRoot is the only directory that SOPS files are read from.
 	SOPSRoot string `json:"sops_root,omitempty"`
+
+	// Detect are the kinds of detectors that look at what runs have printed
+	// before it is stored; none by default.
+	Detect []string `json:"detect,omitempty"`
 
 	FreezeAfter      sealed.Duration `json:"freeze_after"`      // out of contact: the proxy freezes
 	StopAfter        sealed.Duration `json:"stop_after"`        // out of contact: the run stops
@@ -103,6 +109,11 @@ func (c *engineConfig) validate() error {
 	}
 	if err := c.validateHelpers(); err != nil {
 		return err
+	}
+	for i, kind := range c.Detect {
+		if !slices.Contains(sealed.DetectKinds, kind) || slices.Contains(c.Detect[:i], kind) {
+			return invalid("detect", "wants, once each, any of "+strings.Join(sealed.DetectKinds, ", "))
+		}
 	}
 	return c.validateLimits()
 }

@@ -263,6 +263,8 @@ func TestConfig(t *testing.T) {
 	d.refused(400, "agent_accessor", "config", with("agent_accessor", ""))
 	d.refused(400, "freeze_after", "config", with("freeze_after", "soon"))
 	d.refused(400, "stop_after", "config", with("stop_after", "1s"))
+	d.refused(400, "detect", "config", with("detect", "everything"))
+	d.refused(400, "detect", "config", with("detect", "credentials,credentials"))
 	d.refused(400, "unknown field", "config", with("tenent", "acme"))
 	d.refused(503, "not configured", "secrets/a", map[string]any{"value": "x"})
 	out := d.write("config", good)

@@ -218,7 +218,7 @@ func (b *backend) claimAnswer(ctx context.Context, s logical.Storage, r runRow, 
 		Isolation: r.Claim.Isolation, Assurance: sealed.AssuranceAttested, ManifestDigest: r.ManifestDigest,
 		CommandDigest: m.CommandDigest, InputDigest: m.InputDigest, AgentEnv: def.AgentEnv,
 		Network: r.Claim.Network, WallTime: m.Sandbox.WallTime, Bundle: m.Bundle, Epoch: epoch, Checkpoint: head,
-		Time: b.now().UTC(), FreezeAfter: cfg.FreezeAfter, StopAfter: cfg.StopAfter, Warnings: r.Claim.Warnings,
+		Time: b.now().UTC(), FreezeAfter: cfg.FreezeAfter, StopAfter: cfg.StopAfter, Detect: cfg.Detect, Warnings: r.Claim.Warnings,
 	}
 	if a.Network == sealed.NetworkAllowlist {
 		a.Allow = m.Sandbox.Allow

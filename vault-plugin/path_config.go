@@ -26,6 +26,7 @@ func (b *backend) pathConfig() []*framework.Path {
 			"person_claim":      {Type: framework.TypeString, Description: "Metadata key that names the human behind an entity. Empty: the entity is the person."},
 			"source_helpers":    {Type: framework.TypeKVPairs, Description: "Helper programs of sources, beside the plug-in: type of source = SHA-256, hex."},
 			"sops_root":         {Type: framework.TypeString, Description: "Directory on this host, absolute: the only one that SOPS files are read from."},
+			"detect":            {Type: framework.TypeStringSlice, Description: "Kinds of detectors that look at what runs have printed before it is stored: credentials, personal-data (default none)."},
 			"freeze_after":      {Type: framework.TypeString, Description: "Out of contact for this long, a run's proxy freezes (default 5s)."},
 			"stop_after":        {Type: framework.TypeString, Description: "Out of contact for this long, a run stops (default 60s)."},
 			"silent_after":      {Type: framework.TypeString, Description: "A run silent for this long is closed by the engine (default 15s)."},
@@ -62,6 +63,7 @@ func (b *backend) configRead(ctx context.Context, req *logical.Request, _ *frame
 		"source_helpers": cfg.SourceHelpers, "sops_root": cfg.SOPSRoot,
 		"freeze_after": cfg.FreezeAfter.Std().String(), "stop_after": cfg.StopAfter.Std().String(),
 		"silent_after": cfg.SilentAfter.Std().String(), "unconfirmed_after": cfg.UnconfirmedAfter.Std().String(),
+		"detect":        cfg.Detect,
 		"keep_runs":     cfg.keepFor().String(),
 		"second_person": !cfg.SecondPersonOff, "proposals_expire": cfg.proposalsLast().String(),
 		"answer_key": keys.answerPublic, "log_key": keys.logVerifier,
@@ -145,6 +147,9 @@ func applyConfig(cfg *engineConfig, d *framework.FieldData) error {
 	}
 	if v, ok := d.GetOk("claims_accessor"); ok {
 		cfg.ClaimsAccessor = v.([]string)
+	}
+	if v, ok := d.GetOk("detect"); ok {
+		cfg.Detect = v.([]string)
 	}
 	for field, to := range map[string]*sealed.Duration{
 		"freeze_after": &cfg.FreezeAfter, "stop_after": &cfg.StopAfter, "silent_after": &cfg.SilentAfter, "unconfirmed_after": &cfg.UnconfirmedAfter,

@@ -566,6 +566,7 @@ func TestConfigFieldsAreWeighed(t *testing.T) {
 	fixed := []string{"tenant", "trust_domain", "allow_embedded"}
 	free := []string{"keep_runs"} // of what lists show; the log stays
 	old := defaultConfig()
+	old.Detect = sealed.DetectKinds
 	for f := range reflect.TypeFor[engineConfig]().Fields() {
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		now := old

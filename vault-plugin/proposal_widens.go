@@ -154,6 +154,7 @@ func configWidens(old, now engineConfig) []string {
 		{"claims_accessor", added(old.ClaimsAccessor, now.ClaimsAccessor) || added(now.ClaimsAccessor, old.ClaimsAccessor)},
 		{"source_helpers", helpers},
 		{"sops_root", now.SOPSRoot != "" && old.SOPSRoot != now.SOPSRoot},
+		{"detect", added(now.Detect, old.Detect)},
 		{"freeze_after", now.FreezeAfter > old.FreezeAfter}, {"stop_after", now.StopAfter > old.StopAfter},
 		{"silent_after", now.SilentAfter > old.SilentAfter}, {"unconfirmed_after", now.UnconfirmedAfter > old.UnconfirmedAfter},
 	}

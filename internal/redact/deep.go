@@ -68,8 +68,8 @@ func (d Deep) pass(run *deepRun, p []byte, set *Set, name string) ([]byte, []Cou
 	s.buf = bytes.Clone(p)
 	run.search(p, 0, func(start, end, n int, l *label) { s.found(span{int64(start), int64(end), n, l}) })
 	for _, det := range d.Detectors {
-		for _, h := range det.find(p) {
-			s.found(span{int64(h[0]), int64(h[1]), h[1] - h[0], &label{key: det.name, form: formDetected, mask: maskOf(det.name)}})
+		for _, h := range det.Find(p) {
+			s.found(span{int64(h[0]), int64(h[1]), h[1] - h[0], &label{key: det.name, form: FormDetected, mask: maskOf(det.name)}})
 		}
 	}
 	s.release(s.end())

@@ -2,6 +2,7 @@ package redact
 
 import (
 	"bytes"
+	"fmt"
 	"regexp"
 )
 
@@ -17,8 +18,8 @@ type Detector struct {
 // Name returns the name of the detector, which takes the place of a key in masks and counts.
 func (d Detector) Name() string { return d.name }
 
-// find returns the start and end of everything in p that has the shape and passes the check.
-func (d Detector) find(p []byte) [][2]int {
+// Find returns the start and end of everything in p that has the shape and passes the check.
+func (d Detector) Find(p []byte) [][2]int {
 	var out [][2]int
 	for _, m := range d.shape.FindAllSubmatchIndex(p, -1) {
 		start, end := m[2*d.group], m[2*d.group+1]
@@ -27,6 +28,22 @@ func (d Detector) find(p []byte) [][2]int {
 		}
 	}
 	return out
+}
+
+// Detectors returns those of the named kinds: "credentials" and "personal-data". An unknown kind is an error.
+func Detectors(kinds ...string) ([]Detector, error) {
+	var out []Detector
+	for _, k := range kinds {
+		switch k {
+		case "credentials":
+			out = append(out, Credentials()...)
+		case "personal-data":
+			out = append(out, PersonalData()...)
+		default:
+			return nil, fmt.Errorf("choosing detectors: there is no kind %q", k)
+		}
+	}
+	return out, nil
 }
 
 // Credentials returns detectors of well-known kinds of credentials: by their public prefixes, lengths and check sums, and private keys by their armor.

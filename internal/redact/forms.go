@@ -44,7 +44,7 @@ const (
 	formXOR             = "xor"
 	formShifted         = "shifted"
 	formNested          = "nested"
-	formDetected        = "detected"
+	FormDetected        = "detected"
 )
 
 const (

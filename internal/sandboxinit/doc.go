@@ -28,7 +28,9 @@
 // What passed is looked at again at the end, with every value of the run, by a
 // search of another kind (redact.Deep). What it finds is an event redact.miss
 // and a member of the record, and is masked in the stored transcript, which the
-// record then names. It was shown: the second look is for what is kept.
+// record then names. It was shown: the second look is for what is kept. Where the
+// mount's configuration says so, it also looks for what has the shape of a
+// credential or of personal data; that is an event redact.detected.
 //
 // # What it does not guarantee
 //

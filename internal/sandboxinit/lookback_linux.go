@@ -1,6 +1,7 @@
 package sandboxinit
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -40,6 +41,8 @@ type spool struct {
 	file *os.File // nil: nothing is kept
 	size int64
 	cut  bool // there was more
+	// detect is looked for, too, by choice of the mount's configuration.
+	detect []redact.Detector
 }
 
 func newSpool() *spool {
@@ -94,7 +97,7 @@ func (k *spool) again(look look, deadline time.Time) (misses []miss, whole bool,
 		if err != nil && !errors.Is(err, io.EOF) {
 			return misses, false, fmt.Errorf("reading kept output: %w", err)
 		}
-		found, complete, err := window(buf[:n], at, look)
+		found, complete, err := window(buf[:n], at, look, k.detect)
 		if err != nil {
 			return misses, false, err
 		}
@@ -110,7 +113,7 @@ func (k *spool) again(look look, deadline time.Time) (misses []miss, whole bool,
 }
 
 // window looks at the texts between masks, so that no mask completes a value.
-func window(p []byte, at int64, look look) (found []miss, complete bool, err error) {
+func window(p []byte, at int64, look look, detect []redact.Detector) (found []miss, complete bool, err error) {
 	complete = true
 	edges := append(maskText.FindAllIndex(p, -1), []int{len(p), len(p)})
 	start := 0
@@ -125,8 +128,14 @@ func window(p []byte, at int64, look look) (found []miss, complete bool, err err
 			lo, hi := changed(part, now)
 			found = append(found, miss{at + int64(start+lo), at + int64(start+hi), report.Counts})
 		}
+		for _, d := range detect {
+			for _, h := range d.Find(part) {
+				found = append(found, miss{at + int64(start+h[0]), at + int64(start+h[1]), []redact.Count{{Key: d.Name(), Form: redact.FormDetected}}})
+			}
+		}
 		start = mask[1]
 	}
+	slices.SortStableFunc(found, func(a, b miss) int { return cmp.Compare(a.start, b.start) })
 	return found, complete, nil
 }
 
@@ -140,8 +149,20 @@ func changed(part, now []byte) (lo, hi int) {
 	return masks[0][0], len(part) - (len(now) - masks[len(masks)-1][1])
 }
 
+// covers reports whether o says all that m does.
+func (o miss) covers(m miss) bool {
+	return o.start <= m.start && m.end <= o.end && !slices.ContainsFunc(m.found, func(c redact.Count) bool {
+		return !slices.ContainsFunc(o.found, func(k redact.Count) bool { return k.Key == c.Key && k.Form == c.Form })
+	})
+}
+
 // merge adds a miss. The overlap of two windows shows the same one twice.
 func merge(misses []miss, m miss) []miss {
+	for i := len(misses) - 1; i >= 0 && misses[i].end > m.start; i-- {
+		if misses[i].covers(m) {
+			return misses
+		}
+	}
 	for len(misses) > 0 {
 		last := misses[len(misses)-1]
 		if last.end <= m.start {
@@ -178,9 +199,12 @@ func (s *stream) masks(misses []miss) (sealed.TranscriptMasks, string) {
 func (r *runner) lookBack(rec *recorder, limit time.Duration, lookFor func(stream string) look) []sealed.TranscriptMasks {
 	var out []sealed.TranscriptMasks
 	deadline := time.Now().Add(limit)
+	detect, unknown := redact.Detectors(r.session.answer.Detect...)
 	for _, s := range []*stream{r.stdout, r.stderr} {
 		rec.subjects[s.name] = s.digest()
+		s.kept.detect = detect
 		misses, whole, err := s.kept.again(lookFor(s.name), deadline)
+		err = errors.Join(unknown, err)
 		switch {
 		case err != nil:
 			r.warnings = append(r.warnings, s.name+" is withheld: it could not be looked at again: "+sealed.CleanReason(err.Error()))
@@ -199,7 +223,9 @@ func (r *runner) lookBack(rec *recorder, limit time.Duration, lookFor func(strea
 	}
 	for _, c := range rec.misses {
 		e := r.hit(c)
-		e.Type = "redact.miss"
+		if e.Type = "redact.miss"; c.Form == redact.FormDetected {
+			e.Type = "redact.detected"
+		}
 		r.events.add(e)
 	}
 	return out

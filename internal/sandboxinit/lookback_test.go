@@ -28,7 +28,8 @@ func looked(t *testing.T, text string) (*runner, *bytes.Buffer) {
 	t.Helper()
 	set := canarySet(t)
 	var out bytes.Buffer
-	r := &runner{set: set, stdout: newStream("stdout", &out, set), stderr: newStream("stderr", &bytes.Buffer{}, set), keys: &keyring{session: &session{answer: sealed.ClaimAnswer{Keys: []sealed.ClaimKey{{Name: "API_KEY"}}}}}, events: newEventLog(nil)}
+	ses := &session{answer: sealed.ClaimAnswer{Keys: []sealed.ClaimKey{{Name: "API_KEY"}}}}
+	r := &runner{session: ses, set: set, stdout: newStream("stdout", &out, set), stderr: newStream("stderr", &bytes.Buffer{}, set), keys: &keyring{session: ses}, events: newEventLog(nil)}
 	for _, s := range []*stream{r.stdout, r.stderr} {
 		if s == r.stdout {
 			write(t, s.w, text, 4000)
@@ -75,6 +76,52 @@ func TestLookBack(t *testing.T) {
 				t.Errorf("%d events", len(r.events.pending))
 			}
 		})
+	}
+}
+
+// What the configuration says is looked for by its shape, each at its place, and is no miss of the redactor. Off, it stays: the control.
+func TestLookBackDetects(t *testing.T) {
+	const card, token = "4111 1111 1111 1111", "ghp_a1B2a1B2a1B2a1B2a1B2a1B2a1B2a1B2a1B2"
+	filler := strings.Repeat("a line of text\n", (lookWindow-lookOverlap/2)/15)
+	text := "card " + card + ".\n" + filler + "token " + token + " and a card " + card + "\n"
+	for _, tt := range []struct {
+		detect []string
+		want   string
+		events map[string]int
+	}{
+		{nil, text, map[string]int{}},
+		{[]string{"personal-data"}, strings.ReplaceAll(text, card, "[sealed:payment-card]"), map[string]int{"payment-card detected": 2}},
+		{sealed.DetectKinds, strings.NewReplacer(card, "[sealed:payment-card]", token, "[sealed:github-token]").Replace(text), map[string]int{"payment-card detected": 2, "github-token detected": 1}},
+		{[]string{"names"}, "", map[string]int{}}, // of a newer engine: nothing is stored
+	} {
+		r, out := looked(t, text)
+		r.session.answer.Detect = tt.detect
+		stored := out.String()
+		for _, m := range r.lookBack(&recorder{subjects: map[string]string{}}, time.Minute, func(stream string) look { return lookWith(r.set, stream) }) {
+			var b bytes.Buffer
+			if m.Stream != "stdout" {
+				continue
+			}
+			if !m.Withhold {
+				if err := m.Apply(&b, bytes.NewReader(out.Bytes())); err != nil {
+					t.Fatal(err)
+				}
+			}
+			stored = b.String()
+		}
+		if stored != tt.want {
+			t.Errorf("%v: stored …%q", tt.detect, stored[max(0, len(stored)-150):])
+		}
+		got := map[string]int{}
+		for e, n := range r.events.pending {
+			if e.Type != "redact.detected" || e.Key != "" {
+				t.Errorf("%v: event %+v", tt.detect, e)
+			}
+			got[e.Detail] += n
+		}
+		if fmt.Sprint(got) != fmt.Sprint(tt.events) {
+			t.Errorf("%v: events %v, want %v", tt.detect, got, tt.events)
+		}
 	}
 }
 

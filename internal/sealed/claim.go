@@ -72,10 +72,16 @@ type ClaimAnswer struct {
 	Epoch            uint64            `json:"epoch"`
 	Checkpoint       string            `json:"checkpoint"` // signed note, at or after the claim's entry
 	Time             time.Time         `json:"time"`
-	FreezeAfter      Duration          `json:"freeze_after"` // out of contact: freeze the proxy
-	StopAfter        Duration          `json:"stop_after"`   // out of contact: stop the run
+	FreezeAfter      Duration          `json:"freeze_after"`     // out of contact: freeze the proxy
+	StopAfter        Duration          `json:"stop_after"`       // out of contact: stop the run
+	Detect           []string          `json:"detect,omitempty"` // of DetectKinds: what the second look at the output looks for, too
 	Warnings         []string          `json:"warnings,omitempty"`
 }
+
+// DetectKinds are the kinds of detectors that a mount's configuration may
+// switch on: shapes of credentials that nobody registered, and of structured
+// personal data.
+var DetectKinds = []string{"credentials", "personal-data"}
 
 // A ClaimKey tells init about one key: what may be fetched at once and what
 // waits for a person.

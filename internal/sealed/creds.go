@@ -151,7 +151,7 @@ type RunEvent struct {
 }
 
 // RunEvents are the types a run may report about itself.
-var RunEvents = []string{"redact.hit", "redact.miss", "egress.denied", "egress.foreign_auth", "egress.allowed", "proxy.used", "workspace.quarantined", "env.injected", "proxy.frozen", "lease.renewed"}
+var RunEvents = []string{"redact.hit", "redact.miss", "redact.detected", "egress.denied", "egress.foreign_auth", "egress.allowed", "proxy.used", "workspace.quarantined", "env.injected", "proxy.frozen", "lease.renewed"}
 
 // A FinishRequest ends a run. Record is the DSSE envelope of the run record.
 type FinishRequest struct {
