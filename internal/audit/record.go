@@ -67,7 +67,7 @@ type Predicate struct {
 	Approvals        []Approval   `json:"approvals"`
 	Grants           []Grant      `json:"grants"`
 	Redactions       []Redaction  `json:"redactions"`
-	Misses           []Redaction  `json:"misses,omitempty"` // found by the second look at the output: shown, but not in the stored transcript
+	Misses           []Redaction  `json:"misses,omitempty"` // found by the second look at the output, form "detected" if by its shape alone: shown, but not in the stored transcript
 	Revocations      []Revocation `json:"revocations"`
 	ClaimCheckpoint  string       `json:"claim_checkpoint"`  // signed, covers run.claimed
 	FinishCheckpoint string       `json:"finish_checkpoint"` // signed, the last that init saw

@@ -184,7 +184,8 @@ func merge(misses []miss, m miss) []miss {
 func (s *stream) masks(misses []miss) (sealed.TranscriptMasks, string) {
 	m := sealed.TranscriptMasks{Stream: s.name, Released: s.digest()}
 	for _, x := range misses {
-		m.Spans = append(m.Spans, sealed.MaskSpan{Start: x.start, End: x.end, Key: x.found[0].Key})
+		detected := !slices.ContainsFunc(x.found, func(c redact.Count) bool { return c.Form != redact.FormDetected })
+		m.Spans = append(m.Spans, sealed.MaskSpan{Start: x.start, End: x.end, Key: x.found[0].Key, Detected: detected})
 	}
 	sum := sha256.New()
 	if s.kept.cut || m.Apply(sum, io.NewSectionReader(s.kept.file, 0, s.kept.size)) != nil {

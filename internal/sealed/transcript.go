@@ -23,7 +23,10 @@ type TranscriptMasks struct {
 type MaskSpan struct {
 	Start int64  `json:"start"` // offset of the first byte
 	End   int64  `json:"end"`   // offset after the last
-	Key   string `json:"key"`
+	Key   string `json:"key"`   // or, if Detected, what the text looks like
+	// Detected says that no key's value was found, but the shape of a credential
+	// or of personal data.
+	Detected bool `json:"detected,omitempty"`
 }
 
 // maskKey is what a mask can show: see redact.ErrKey.

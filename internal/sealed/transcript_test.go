@@ -14,14 +14,14 @@ func TestTranscriptMasks(t *testing.T) {
 		want  string // empty: refused
 	}{
 		"none":             {TranscriptMasks{}, text},
-		"one":              {TranscriptMasks{Spans: []MaskSpan{{2, 4, "K"}}}, "01[sealed:K]456789"},
-		"all":              {TranscriptMasks{Spans: []MaskSpan{{0, 10, "K"}}}, "[sealed:K]"},
-		"two side by side": {TranscriptMasks{Spans: []MaskSpan{{0, 2, "A"}, {2, 3, "B"}}}, "[sealed:A][sealed:B]3456789"},
-		"empty":            {TranscriptMasks{Spans: []MaskSpan{{2, 2, "K"}}}, ""},
-		"negative":         {TranscriptMasks{Spans: []MaskSpan{{-1, 2, "K"}}}, ""},
-		"overlap":          {TranscriptMasks{Spans: []MaskSpan{{0, 3, "K"}, {2, 4, "K"}}}, ""},
-		"beyond the end":   {TranscriptMasks{Spans: []MaskSpan{{8, 11, "K"}}}, ""},
-		"not a key":        {TranscriptMasks{Spans: []MaskSpan{{0, 1, "a\x1b[2J"}}}, ""},
+		"one":              {TranscriptMasks{Spans: []MaskSpan{{Start: 2, End: 4, Key: "K"}}}, "01[sealed:K]456789"},
+		"all":              {TranscriptMasks{Spans: []MaskSpan{{Start: 0, End: 10, Key: "K"}}}, "[sealed:K]"},
+		"two side by side": {TranscriptMasks{Spans: []MaskSpan{{Start: 0, End: 2, Key: "A"}, {Start: 2, End: 3, Key: "B"}}}, "[sealed:A][sealed:B]3456789"},
+		"empty":            {TranscriptMasks{Spans: []MaskSpan{{Start: 2, End: 2, Key: "K"}}}, ""},
+		"negative":         {TranscriptMasks{Spans: []MaskSpan{{Start: -1, End: 2, Key: "K"}}}, ""},
+		"overlap":          {TranscriptMasks{Spans: []MaskSpan{{Start: 0, End: 3, Key: "K"}, {Start: 2, End: 4, Key: "K"}}}, ""},
+		"beyond the end":   {TranscriptMasks{Spans: []MaskSpan{{Start: 8, End: 11, Key: "K"}}}, ""},
+		"not a key":        {TranscriptMasks{Spans: []MaskSpan{{Start: 0, End: 1, Key: "a\x1b[2J"}}}, ""},
 		"withheld":         {TranscriptMasks{Withhold: true}, ""},
 		"too many":         {TranscriptMasks{Spans: make([]MaskSpan, MaxMaskSpans+1)}, ""},
 	} {

@@ -75,20 +75,35 @@ func maskLog(path string, m sealed.TranscriptMasks) error {
 func (o *owner) sayMissed(m sealed.TranscriptMasks) {
 	text := "the transcript of " + m.Stream + " is withheld"
 	if !m.Withhold {
-		count := map[string]int{}
-		var keys []string
-		for _, s := range m.Spans {
-			if count[s.Key]++; count[s.Key] == 1 {
-				keys = append(keys, s.Key)
-			}
+		var found []string
+		if missed := named(m.Spans, false); missed != "" {
+			found = append(found, "the redactor missed "+missed)
 		}
-		for i, k := range keys {
-			keys[i] = fmt.Sprintf("%s (%d)", k, count[k])
+		if detected := named(m.Spans, true); detected != "" {
+			found = append(found, "detected "+detected)
 		}
-		text = "the redactor missed " + strings.Join(keys, ", ") + " on " + m.Stream + "; shown, but masked in the transcript"
+		text = strings.Join(found, ", ") + " on " + m.Stream + "; shown, but masked in the transcript"
 	}
 	o.cfg.Log.Warn("redaction missed a value", "run", string(o.cfg.Run), "stream", m.Stream, "withheld", m.Withhold)
 	if o.cfg.Stderr != nil {
 		_, _ = io.WriteString(o.cfg.Stderr, "sealed: warning: "+text+"\n")
 	}
+}
+
+// named says what the spans stand for that were detected, or were not, and how often.
+func named(spans []sealed.MaskSpan, detected bool) string {
+	count := map[string]int{}
+	var keys []string
+	for _, s := range spans {
+		if s.Detected != detected {
+			continue
+		}
+		if count[s.Key]++; count[s.Key] == 1 {
+			keys = append(keys, s.Key)
+		}
+	}
+	for i, k := range keys {
+		keys[i] = fmt.Sprintf("%s (%d)", k, count[k])
+	}
+	return strings.Join(keys, ", ")
 }

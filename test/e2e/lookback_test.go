@@ -57,6 +57,47 @@ func TestSecondLook(t *testing.T) {
 	})
 }
 
+// TestDetect: what looks like a payment card is stored until the mount's configuration says otherwise: the control. Then it is masked in the transcript, the log
+// has it, and it is no miss of the redactor. The configuration stays as it is: less of it would wait for a second person.
+func TestDetect(t *testing.T) {
+	each(t, func(t *testing.T, s *harness.Stack, l launcher) {
+		profile, _ := plant(t, s, "DETECT_TOKEN")
+		run := func() (harness.Result, []vaultclient.LogEntry, string) {
+			r := s.Ctl(t, l.caller(), "run", "--agent", "custom", "--profile", profile, "--", "echo", "card 4111 1111 1111 1111 is of nobody").Want(t, 0)
+			stored, err := os.ReadFile(filepath.Join(r.RunDir(t), "stdout.log"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantStored(t, r, stored)
+			return r, s.Entries(t, r.RunID(t)), string(stored)
+		}
+		isDetected := func(e vaultclient.LogEntry) bool { return e.Type == "redact.detected" }
+
+		root, err := s.Root()
+		harness.Must(t, err)
+		cfg, err := root.Read(t.Context(), s.Status.Mount+"/config", nil)
+		harness.Must(t, err)
+		if kinds, _ := cfg["detect"].([]any); len(kinds) == 0 { // as it is by default
+			if r, entries, stored := run(); stored != r.Stdout || slices.ContainsFunc(entries, isDetected) {
+				t.Errorf("control: detectors are on by default: %q", stored)
+			}
+			_, err := root.Write(t.Context(), s.Status.Mount+"/config", map[string]any{"detect": []string{"personal-data"}})
+			harness.Must(t, err)
+		}
+
+		r, entries, stored := run()
+		if r.Stdout != "card 4111 1111 1111 1111 is of nobody\n" || stored != "card [sealed:payment-card] is of nobody\n" {
+			t.Errorf("shown is %q, stored is %q", r.Stdout, stored)
+		}
+		if !slices.ContainsFunc(entries, isDetected) || slices.ContainsFunc(entries, isMiss) {
+			t.Error("the log does not say what was detected, or says that it was missed")
+		}
+		if !strings.Contains(r.Stderr, "warning: detected payment-card (1) on stdout; shown, but masked in the transcript") {
+			t.Errorf("the operator is not told: %q", r.Stderr)
+		}
+	})
+}
+
 func isMiss(e vaultclient.LogEntry) bool { return e.Type == "redact.miss" }
 
 // deltaTexts joins what events say.
