@@ -227,7 +227,7 @@ func (o *overwriter) cut(char int64) {
 		l.runs = l.runs[:len(l.runs)-1]
 	}
 	l.barrier = min(l.barrier, char)
-	l.f.restart(l.x, l.gone)
+	l.f.restart(l.x, max(l.gone, char-int64(l.x.longest))) // no match that goes on begins before it
 }
 
 // live returns the index of the first character of the longest live match, and false if there is none.

@@ -5,6 +5,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -103,6 +104,7 @@ func BenchmarkAdverse(b *testing.B) {
 		"all":       func() string { return v() + "\n" },
 		"backspace": func() string { return "x\b" },
 		"return":    func() string { return "x\r" },
+		"returns":   func() string { return strings.Repeat("a line of text\n", 800) + strings.Repeat("x\r", 10000) },
 		"progress":  func() string { return "\r 42% of 812 MB, 12.1 MB/s, 3 s left" },
 		"esc":       func() string { return "\x1b[1m" },
 		"percent":   func() string { return "%2" },
