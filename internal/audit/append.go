@@ -140,15 +140,29 @@ func (l *Log) next() []*request {
 	return batch
 }
 
+// company is how many calls a batch has to have for the next one to wait for as many.
+const company = 6
+
 // gather lets appends that are on their way join the batch, at most
-// Config.Linger. When none is, it costs nothing.
+// Config.Linger: those that are announced, and, where the batch before had
+// company, as many as that had, because who has just been answered soon asks
+// again. A call that is alone waits for nobody.
 func (l *Log) gather() {
-	if l.cfg.Coming == nil || l.cfg.Coming() <= 0 {
+	if l.cfg.Coming == nil {
+		return
+	}
+	want := 0
+	if l.last >= company {
+		want = l.last
+	}
+	queued := l.queued()
+	defer func() { l.last = queued }()
+	if l.cfg.Coming() <= 0 && queued >= want {
 		return
 	}
 	again := time.NewTicker(l.cfg.Linger / 8) // who was coming may have turned back
 	defer again.Stop()
-	for ticks := 0; ticks < 8 && l.cfg.Coming() > 0 && l.queued() < l.cfg.MaxBatch; {
+	for ticks := 0; ticks < 8 && (l.cfg.Coming() > 0 || queued < want) && queued < l.cfg.MaxBatch; queued = l.queued() {
 		select {
 		case <-l.joined:
 		case <-again.C:

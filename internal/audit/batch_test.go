@@ -62,7 +62,8 @@ func TestLookBeforeCommit(t *testing.T) {
 }
 
 // Appends that are on their way share the write of the one that is there, and
-// nobody waits longer than Linger for those that do not come.
+// nobody waits longer than Linger for those that do not come. Where there was
+// company, as many are waited for again; a call that is alone waits once.
 func TestComing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		signer, _ := testKey(t, "sealed.test/log")
@@ -87,14 +88,30 @@ func TestComing(t *testing.T) {
 		if n := l.Commits(); n != 1 {
 			t.Errorf("%d commits of %d callers", n, callers)
 		}
-		for _, n := range []int64{0, 1} {
+		for i := range callers { // nobody announces these, but the batch before had company
+			all.Go(func() {
+				time.Sleep(time.Duration(i) * 100 * time.Microsecond)
+				if _, err := l.Append(t.Context(), Event{Type: "test.event"}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		if n := l.Commits(); n != 2 {
+			t.Errorf("%d commits of twice %d callers", n, callers)
+		}
+		for i, n := range []int64{0, 0, 1} {
 			coming.Store(n)
 			start := time.Now()
 			if _, err := l.Append(t.Context(), Event{Type: "test.event"}); err != nil {
 				t.Fatal(err)
 			}
-			if took := time.Since(start); took != time.Duration(n)*l.cfg.Linger {
-				t.Errorf("%d on their way: took %v", n, took)
+			want := time.Duration(n) * l.cfg.Linger
+			if i == 0 { // the company has gone
+				want = l.cfg.Linger
+			}
+			if took := time.Since(start); took != want {
+				t.Errorf("call %d alone, %d on their way: took %v", i, n, took)
 			}
 		}
 	})

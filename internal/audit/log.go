@@ -85,6 +85,7 @@ type Log struct {
 	mu     sync.Mutex // guards queue, and is never held across I/O
 	queue  []*request
 	joined chan struct{} // holds one token when the queue has grown
+	last   int           // calls in the batch before; whoever has the turn uses it
 
 	commits atomic.Uint64
 	tidying atomic.Bool  // housekeeping is under way somewhere
