@@ -26,6 +26,9 @@ type intent struct {
 // is marked as being minted by this call, which has to leave it.
 func (b *backend) intend(ctx context.Context, s logical.Storage, c credsCall) (in intent, err error) {
 	c.entry.over() // whoever has the lock may be in the log's write, and not wait for this call
+	if err := b.roomForIntent(ctx, s); err != nil {
+		return in, err
+	}
 	defer b.lockRun(c.Run)()
 	c.entry.comes()
 	r, err := b.run(ctx, s, c.Run)
@@ -85,6 +88,19 @@ func (b *backend) intend(ctx context.Context, s logical.Storage, c credsCall) (i
 		return intent{}, err
 	}
 	return in, nil
+}
+
+// roomPatience is how long an issue waits for the log to fold what it holds.
+const roomPatience = time.Second
+
+// roomForIntent waits while intents come faster than the log can give them rows
+// of their own, for which it needs the locks of runs.
+func (b *backend) roomForIntent(ctx context.Context, s logical.Storage) error {
+	l, err := b.auditLog(ctx, s)
+	if err == nil {
+		l.Room(ctx, roomPatience)
+	}
+	return err
 }
 
 // writeOwing stores what the use will owe, and then writes the intent.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"path"
 	"sync"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -46,7 +47,7 @@ func attachedGrant(a audit.Attachment) (g grantRow, err error) {
 	return g, nil
 }
 
-// settleInParallel bounds the rows that are written at a time.
+// settleInParallel bounds the runs whose rows are written at a time.
 const settleInParallel = 16
 
 // settleIntents gives the intents that only the log's journal holds a row of
@@ -60,11 +61,11 @@ func (b *backend) settleIntents(ctx context.Context, attached []audit.Attachment
 		all    sync.WaitGroup
 		slots  = make(chan struct{}, settleInParallel)
 	)
-	for _, a := range attached {
+	for _, ofRun := range byRun(attached) {
 		slots <- struct{}{}
 		all.Go(func() {
 			defer func() { <-slots }()
-			if err := b.settleIntent(ctx, b.storage, a); err != nil {
+			if err := b.settleRun(ctx, b.storage, ofRun); err != nil {
 				mu.Lock()
 				defer mu.Unlock()
 				failed = err
@@ -78,15 +79,41 @@ func (b *backend) settleIntents(ctx context.Context, attached []audit.Attachment
 	return failed
 }
 
+// byRun groups rows by what their keys begin with, the run: its lock is waited
+// for once, while issuing goes on in other runs.
+func byRun(attached []audit.Attachment) map[string][]audit.Attachment {
+	out := map[string][]audit.Attachment{}
+	for _, a := range attached {
+		run := path.Dir(a.Key)
+		out[run] = append(out[run], a)
+	}
+	return out
+}
+
+// settleRun settles the rows of one run.
+func (b *backend) settleRun(ctx context.Context, s logical.Storage, attached []audit.Attachment) error {
+	first, err := attachedGrant(attached[0])
+	if err != nil {
+		return err
+	}
+	defer b.lockRun(first.Run)()
+	for _, a := range attached {
+		if err := b.settleIntent(ctx, s, a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // settleIntent stores one row, unless there is one, which is newer, or the run
 // has been archived, and its grants with it. A grant that was returned in memory
-// only is stored as the intent that it is after a crash; see keepReturned.
+// only is stored as the intent that it is after a crash; see keepReturned. The
+// caller holds the run's lock.
 func (b *backend) settleIntent(ctx context.Context, s logical.Storage, a audit.Attachment) error {
 	g, err := attachedGrant(a)
 	if err != nil {
 		return err
 	}
-	defer b.lockRun(g.Run)()
 	x, err := b.index(ctx, s)
 	if err != nil {
 		return err

@@ -18,14 +18,14 @@ import (
 // pathCreds is where credentials are issued. Vault makes the lease id from
 // the path, so that all leases of a run share the prefix runs/<id>/creds/.
 func (b *backend) pathCreds() []*framework.Path {
-	fields := requestField()
+	fields := askField()
 	fields["key"] = &framework.FieldSchema{Type: framework.TypeString, Description: "Name of the key."}
 	return []*framework.Path{{
 		Pattern:      runPattern + `/creds/(?P<key>[A-Z][A-Z0-9_]{0,63})$`,
 		DisplayAttrs: display("creds"),
 		Fields:       fields,
 		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.UpdateOperation: &framework.PathOperation{
+			logical.ReadOperation: &framework.PathOperation{
 				Summary: "Issue one credential to a claimed run", Callback: b.issuePath,
 				ForwardPerformanceStandby: true, ForwardPerformanceSecondary: true,
 			},

@@ -26,10 +26,10 @@ func (b *backend) pathHostWatch() []*framework.Path {
 		Pattern:      "watch$",
 		DisplayAttrs: display("host-watch"),
 		Fields: map[string]*framework.FieldSchema{
-			"watch": {Type: framework.TypeString, Description: "One JSON document: runs (ids, at most 256), epoch and state (of the last answer), and wait (a duration, at most 1s)."},
+			"watch": {Type: framework.TypeString, Query: true, Description: "One JSON document: runs (ids, at most 128), epoch and state (of the last answer), and wait (a duration, at most 1s)."},
 		},
 		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.UpdateOperation: b.op("Wait for orders to the runs of a host", b.watchHost),
+			logical.ReadOperation: b.op("Wait for orders to the runs of a host", b.watchHost),
 		},
 		HelpSynopsis:    "Wait, at most one second, for news of one of many runs or for the epoch to rise.",
 		HelpDescription: "The signed answer names every run asked for: those that go on, each with a mark that changes when there is news for it, and those that have to stop, with the reason. A run that is over or unknown has to stop.",

@@ -29,9 +29,9 @@ func (b *backend) pathWatch() []*framework.Path {
 	return []*framework.Path{{
 		Pattern:      runPattern + "/watch$",
 		DisplayAttrs: display("watch"),
-		Fields:       requestField(),
+		Fields:       askField(),
 		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.UpdateOperation: b.op("Wait for orders", b.watchRun),
+			logical.ReadOperation: b.op("Wait for orders", b.watchRun),
 		},
 		HelpSynopsis:    "Wait, at most one second, for an order or for the epoch to rise.",
 		HelpDescription: "Answers continue or abort, the grants that are no longer good and the keys that may not be issued. A run that does not call is closed as silent.",

@@ -85,7 +85,9 @@ func (b *backend) refuseRolledBack(ctx context.Context, req *logical.Request) er
 	switch req.Operation {
 	case logical.CreateOperation, logical.UpdateOperation, logical.PatchOperation, logical.DeleteOperation, logical.RenewOperation:
 	default:
-		return nil
+		if !issues(req.Path) {
+			return nil
+		}
 	}
 	if req.Operation != logical.RenewOperation && stops(req.Path) || b.mem.off.rollback {
 		return nil
@@ -98,6 +100,12 @@ func (b *backend) refuseRolledBack(ctx context.Context, req *logical.Request) er
 		return nil
 	}
 	return fmt.Errorf("the mount's storage went back (a snapshot was restored): nothing is issued until config/attest-rollback: %w", sealed.ErrUnavailable)
+}
+
+// issues reports whether a read of path changes something: it gives a credential.
+func issues(path string) bool {
+	parts := strings.Split(path, "/")
+	return len(parts) > 2 && parts[0] == "runs" && parts[2] == "creds"
 }
 
 // stops reports whether a write to path can only stop, end or tell something, or

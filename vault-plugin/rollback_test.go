@@ -301,6 +301,16 @@ func TestRollbackUnwritten(t *testing.T) {
 	}
 }
 
+func TestIssues(t *testing.T) {
+	for path, want := range map[string]bool{
+		"runs/R/creds/KEY": true, "runs/R/creds": true, "runs/R/creds/": true, "runs/R": false, "runs/R/watch": false, "watch": false, "runs/creds": false, "secrets/R/creds": false,
+	} {
+		if issues(path) != want {
+			t.Errorf("issues(%q) is %t", path, !want)
+		}
+	}
+}
+
 func TestStops(t *testing.T) {
 	run := "runs/01ARZ3NDEKTSV4RRFFQ69G5FAV"
 	for path, want := range map[string]bool{

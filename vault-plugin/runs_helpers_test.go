@@ -616,7 +616,11 @@ func (g *guest) callAs(entity, accessor string, key ed25519.PrivateKey, path str
 	if err != nil {
 		return nil, err
 	}
-	return g.w.do(entity, accessor, logical.UpdateOperation, path, map[string]any{"request": g.w.json(signed)})
+	op := logical.Operation(logical.UpdateOperation)
+	if strings.Contains(path, "/creds/") || strings.HasSuffix(path, "/watch") {
+		op = logical.ReadOperation
+	}
+	return g.w.do(entity, accessor, op, path, map[string]any{"request": g.w.json(signed)})
 }
 
 func (g *guest) creds(key, idem string) (sealed.CredsAnswer, *logical.Response, error) {

@@ -16,7 +16,7 @@ import (
 )
 
 func (w *world) watchHost(r sealed.HostWatchRequest) (a sealed.HostWatchAnswer, err error) {
-	resp, err := w.do("op", "", logical.UpdateOperation, "watch", map[string]any{"watch": w.json(r)})
+	resp, err := w.do("op", "", logical.ReadOperation, "watch", map[string]any{"watch": w.json(r)})
 	if err != nil {
 		return a, err
 	}
@@ -183,17 +183,17 @@ func TestWatchHostIsForThisTenant(t *testing.T) {
 	w := newWorld(t)
 	g := w.claimed(idem(1))
 	r := map[string]any{"watch": w.json(sealed.HostWatchRequest{Runs: []sealed.RunID{g.run}})}
-	if _, err := w.do(g.entity, g.accessor, logical.UpdateOperation, "watch", r); err != nil {
+	if _, err := w.do(g.entity, g.accessor, logical.ReadOperation, "watch", r); err != nil {
 		t.Errorf("the run's own token: %v", err)
 	}
 	w.sys.entities["stranger"] = &logical.Entity{ID: "stranger", Name: "stranger", Aliases: []*logical.Alias{
 		{Name: "spiffe://" + testTD + sealed.AgentSPIFFEPath("beta", testAgent), MountAccessor: jwtMount},
 	}}
-	_, err := w.do("stranger", "", logical.UpdateOperation, "watch", r)
+	_, err := w.do("stranger", "", logical.ReadOperation, "watch", r)
 	wantCode(t, err, 403)
-	_, err = w.do("stranger", "", logical.UpdateOperation, "watch", nil)
+	_, err = w.do("stranger", "", logical.ReadOperation, "watch", nil)
 	wantCode(t, err, 403)
-	_, err = w.do("nobody at all", "", logical.UpdateOperation, "watch", r)
+	_, err = w.do("nobody at all", "", logical.ReadOperation, "watch", r)
 	wantCode(t, err, 403)
 }
 

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -317,6 +318,59 @@ func TestSettleFails(t *testing.T) {
 	if err := (&history{}).check(again, verifierOf(t, vkey)); err != nil {
 		t.Error(err)
 	}
+}
+
+// Room waits for a fold where Append would soon fail (TestSettleFails), makes
+// sure that there will be one, and has an end when Settle fails.
+func TestRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		signer, _ := testKey(t, "sealed.test/log")
+		k := &keeper{s: newMemory()}
+		l, err := Open(t.Context(), k.s, signer, k.config())
+		if err != nil {
+			t.Fatal(err)
+		}
+		fill := func(n int) {
+			t.Helper()
+			for i := range n {
+				if _, err := l.Append(t.Context(), row(fmt.Sprint(l.view.Load().size, "-", i))); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		wait := func() (took time.Duration) {
+			start := time.Now()
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				l.Room(t.Context(), time.Minute)
+			}()
+			synctest.Wait()
+			for range 8 {
+				k.house()
+				synctest.Wait()
+			}
+			<-done
+			return time.Since(start)
+		}
+		fill(1)
+		fill(maxTail*3/4 - 2)
+		l.tidying.Store(true) // nobody is asked, and nobody waits
+		if took := wait(); took != 0 {
+			t.Errorf("waited %s with room", took)
+		}
+		l.tidying.Store(false)
+		k.due = nil
+		fill(1)
+		if took := wait(); took != 0 || l.view.Load().folded == 0 {
+			t.Errorf("waited %s, folded %d", took, l.view.Load().folded)
+		}
+		fill(int(maxTail*3/4 - (l.view.Load().size - l.view.Load().folded)))
+		k.err = errors.New("no")
+		if took := wait(); took != time.Minute {
+			t.Errorf("waited %s for what does not come", took)
+		}
+	})
 }
 
 // Settle waits for a lock that is held by those who append: the log goes on, and

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
 )
@@ -90,16 +91,24 @@ func (l *Log) tidy(ctx context.Context) {
 // tidyLater takes the turn for a step at a time, so that an append waits for one
 // step at most. Attachments are settled between the steps.
 func (l *Log) tidyLater() {
-	defer l.tidying.Store(false)
+	failed := false
+	defer func() {
+		l.tidying.Store(false)
+		if !failed {
+			l.tellFold() // whoever waits for more begins again
+		}
+	}()
 	ctx, cancel := l.writeContext(context.Background())
 	defer cancel()
 	for range lazyDeletes {
 		owing := l.settleOwed(ctx)
 		l.warn(ctx, owing)
 		if l.take(ctx) != nil {
+			failed = true
 			return
 		}
 		err := l.keepHouse(ctx, 1)
+		failed = err != nil || owing != nil
 		more := err == nil && owing == nil && l.untidy()
 		l.release()
 		l.warn(ctx, err)
@@ -140,6 +149,57 @@ func (l *Log) makeRoom(ctx context.Context) error {
 	return nil
 }
 
+// Room waits until less than three quarters of the journal are taken, so that
+// folding keeps up with those who append, and at most for patience: afterwards
+// Append decides. The caller holds nothing that Config.Settle waits for; that is
+// why Append itself can't wait.
+func (l *Log) Room(ctx context.Context, patience time.Duration) {
+	if l.cfg.Later == nil {
+		return // every append keeps house itself
+	}
+	var limit <-chan time.Time
+	for {
+		folded := l.nextFold()
+		if v := l.view.Load(); v == nil || v.size-v.folded < maxTail*3/4 {
+			return
+		}
+		if !l.tidying.Swap(true) {
+			l.cfg.Later(l.tidyLater)
+		}
+		if limit == nil {
+			timer := time.NewTimer(patience)
+			defer timer.Stop()
+			limit = timer.C
+		}
+		select {
+		case <-folded:
+		case <-limit:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// nextFold is closed at the next fold.
+func (l *Log) nextFold() <-chan struct{} {
+	l.room.Lock()
+	defer l.room.Unlock()
+	if l.folded == nil {
+		l.folded = make(chan struct{})
+	}
+	return l.folded
+}
+
+func (l *Log) tellFold() {
+	l.room.Lock()
+	defer l.room.Unlock()
+	if l.folded != nil {
+		close(l.folded)
+		l.folded = nil
+	}
+}
+
 // errFull is the error of an append for which there is no room.
 var errFull = errors.New("the journal is full: attachments can't be settled")
 
@@ -177,6 +237,7 @@ func (l *Log) foldBundle(ctx context.Context, v *view) error {
 		return fmt.Errorf("writing %s: %w", foldKey, err)
 	}
 	l.view.Store(&next)
+	l.tellFold()
 	return nil
 }
 

@@ -91,6 +91,9 @@ type Log struct {
 	tidying atomic.Bool  // housekeeping is under way somewhere
 	settled atomic.Int64 // attachments of entries below this number are with Config.Settle's owner
 
+	room   sync.Mutex
+	folded chan struct{} // closed at the next fold, if somebody waits; guarded by room
+
 	// turn is the right to write: who has sent to it may use what is below.
 	turn chan struct{}
 	writer

@@ -22,7 +22,7 @@ const maxAnswer = 2 << 20
 
 // engine speaks to the one Vault of the trust file, over TLS 1.3 with the
 // trust file's CA and nothing else: no proxy variables, no system roots, no
-// redirects, no retries (a retried create could issue twice).
+// redirects, no retries of what writes (see read for the rest).
 type engine struct {
 	http  *http.Client
 	base  string
@@ -85,9 +85,7 @@ type reply struct {
 	Errors []string `json:"errors"`
 }
 
-// write sends one PUT. A status of 400 and above becomes an error that wraps
-// the sentinel of that status; the text is the engine's own, which names
-// fields and reasons, never values.
+// write sends one PUT; see send.
 func (e *engine) write(ctx context.Context, path string, body any) (*reply, error) {
 	b, err := json.Marshal(body)
 	if err != nil {
@@ -98,6 +96,24 @@ func (e *engine) write(ctx context.Context, path string, body any) (*reply, erro
 		return nil, fmt.Errorf("building request %s: %w", path, err)
 	}
 	req.Header.Set("Content-Type", "application/json")
+	return e.send(req, path)
+}
+
+// read sends a GET with a document in a field of its query; see send. If a kept
+// connection breaks before the first byte of the answer, Go's transport sends it
+// once more: watch changes nothing, and creds with the same idempotency resume.
+func (e *engine) read(ctx context.Context, path, field, document string) (*reply, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.base+path+"?"+url.Values{field: {document}}.Encode(), nil)
+	if err != nil {
+		return nil, fmt.Errorf("building request %s: %w", path, err)
+	}
+	return e.send(req, path)
+}
+
+// send sends a request to path. A status of 300 and above becomes an error that
+// wraps the sentinel of that status; the text is the engine's own, which names
+// fields and reasons, never values.
+func (e *engine) send(req *http.Request, path string) (*reply, error) {
 	req.Header.Set("X-Vault-Request", "true")
 	if e.token != "" {
 		req.Header.Set("X-Vault-Token", e.token)
@@ -156,9 +172,14 @@ func (e *engine) login(ctx context.Context, t sealed.TrustFile, jwt string) (ttl
 	return time.Duration(r.Auth.LeaseDuration) * time.Second, nil
 }
 
-// run calls a path below the engine's mount.
+// run writes to a path below the engine's mount.
 func (e *engine) run(ctx context.Context, path string, body any) (*reply, error) {
 	return e.write(ctx, e.mount+"/"+path, body)
+}
+
+// ask reads a path below the engine's mount.
+func (e *engine) ask(ctx context.Context, path, field, document string) (*reply, error) {
+	return e.read(ctx, e.mount+"/"+path, field, document)
 }
 
 func (e *engine) renewToken(ctx context.Context) error {

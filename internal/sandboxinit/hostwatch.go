@@ -91,7 +91,7 @@ func (s *session) watchHost(ctx context.Context, req sealed.HostWatchRequest) (s
 	if err != nil {
 		return signed, a, fmt.Errorf("encoding watch: %w", err)
 	}
-	r, err := s.engine.run(ctx, "watch", map[string]string{"watch": string(b)})
+	r, err := s.engine.ask(ctx, "watch", "watch", string(b))
 	if err != nil {
 		return signed, a, err
 	}

@@ -112,17 +112,34 @@ func (s *session) open(r *reply, v any) error {
 	return signed.Open(sealed.DomainAnswer, s.answerKey, v)
 }
 
-// call signs a request with the run key and sends it to its path.
+// call signs a request with the run key and writes it to its path.
 func (s *session) call(ctx context.Context, path string, body any) (*reply, error) {
-	signed, err := sealed.Sign(sealed.DomainRequest, body, s.signKey)
+	request, err := s.sign(body)
 	if err != nil {
 		return nil, err
 	}
+	return s.engine.run(ctx, path, map[string]string{"request": request})
+}
+
+// ask is call for a path that is read.
+func (s *session) ask(ctx context.Context, path string, body any) (*reply, error) {
+	request, err := s.sign(body)
+	if err != nil {
+		return nil, err
+	}
+	return s.engine.ask(ctx, path, "request", request)
+}
+
+func (s *session) sign(body any) (request string, err error) {
+	signed, err := sealed.Sign(sealed.DomainRequest, body, s.signKey)
+	if err != nil {
+		return "", err
+	}
 	b, err := json.Marshal(signed)
 	if err != nil {
-		return nil, fmt.Errorf("encoding request: %w", err)
+		return "", fmt.Errorf("encoding request: %w", err)
 	}
-	return s.engine.run(ctx, path, map[string]string{"request": string(b)})
+	return string(b), nil
 }
 
 func (s *session) path(rest string) string { return "runs/" + string(s.answer.Run) + "/" + rest }
@@ -136,9 +153,9 @@ func (s *session) issue(ctx context.Context, key sealed.KeyName, delivery sealed
 		return nil, err
 	}
 	req := sealed.CredsRequest{Run: s.answer.Run, Path: s.path("creds/" + string(key)), Idempotency: idem, Delivery: delivery}
-	r, err := s.call(ctx, req.Path, req)
+	r, err := s.ask(ctx, req.Path, req)
 	if errors.Is(err, sealed.ErrUnavailable) && ctx.Err() == nil {
-		r, err = s.call(ctx, req.Path, req)
+		r, err = s.ask(ctx, req.Path, req)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("issuing %s: %w", key, err)
@@ -191,7 +208,7 @@ func (s *session) confirm(ctx context.Context, g *grant, epoch uint64) error {
 func (s *session) watch(ctx context.Context, epoch uint64, wait time.Duration) (sealed.WatchAnswer, error) {
 	req := sealed.WatchRequest{Run: s.answer.Run, Path: s.path("watch"), Epoch: epoch, Wait: sealed.Duration(wait)}
 	var a sealed.WatchAnswer
-	r, err := s.call(ctx, req.Path, req)
+	r, err := s.ask(ctx, req.Path, req)
 	if err != nil {
 		return a, err
 	}

@@ -6,8 +6,9 @@ import (
 )
 
 const (
-	// MaxHostRuns bounds the runs of one HostWatchRequest.
-	MaxHostRuns = 256
+	// MaxHostRuns bounds the runs of one HostWatchRequest, which is a query: with
+	// all of them its URL stays below the 8 KiB that balancers and proxies take.
+	MaxHostRuns = 128
 	// MaxHostAnswer bounds a signed HostWatchAnswer as one line of JSON, in bytes.
 	// One about MaxHostRuns runs, all ordered to stop with the longest reason, fits.
 	MaxHostAnswer = 256 << 10
@@ -47,7 +48,7 @@ func ParseHostWatchRequest(data []byte) (HostWatchRequest, error) {
 // CheckHostRuns checks the runs of a HostWatchRequest.
 func CheckHostRuns(runs []RunID) error {
 	if len(runs) == 0 || len(runs) > MaxHostRuns {
-		return fieldErr("runs", "wants 1 to 256 runs")
+		return fieldErr("runs", "wants 1 to 128 runs")
 	}
 	seen := make(map[RunID]bool, len(runs))
 	for _, id := range runs {

@@ -55,14 +55,14 @@ func TestEnginePaths(t *testing.T) {
 			_, err := e.Runs(ctx, RunFilter{After: run, Agent: "a", Profile: "p", Requester: "r", Tag: "t", Workflow: "w", Since: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)})
 			return err
 		},
-		"PUT runs/" + string(run) + "/replay": func(e *Engine) error { return malformedIsFine(e.PreviewReplay(ctx, run, "current")) },
-		"PUT watch":                           func(e *Engine) error { return malformedIsFine(e.WatchHost(ctx, sealed.HostWatchRequest{})) },
-		"PUT runs/" + string(run) + "/stop":   func(e *Engine) error { return e.StopRun(ctx, run, "r") },
-		"PUT runs/" + string(run) + "/close":  func(e *Engine) error { return e.CloseRun(ctx, run, "r") },
-		"DELETE sources/kv?force=true":        func(e *Engine) error { return e.DeleteSource(ctx, "kv", true) },
-		"DELETE sources/kv":                   func(e *Engine) error { return e.DeleteSource(ctx, "kv", false) },
-		"DELETE profiles/user/a/b":            func(e *Engine) error { return e.DeleteProfile(ctx, "user", "a/b", false) },
-		"DELETE profiles/user/a/b?force=true": func(e *Engine) error { return e.DeleteProfile(ctx, "user", "a/b", true) },
+		"PUT runs/" + string(run) + "/replay":                                               func(e *Engine) error { return malformedIsFine(e.PreviewReplay(ctx, run, "current")) },
+		"GET watch?watch=%7B%22runs%22%3Anull%2C%22epoch%22%3A0%2C%22wait%22%3A%220s%22%7D": func(e *Engine) error { return malformedIsFine(e.WatchHost(ctx, sealed.HostWatchRequest{})) },
+		"PUT runs/" + string(run) + "/stop":                                                 func(e *Engine) error { return e.StopRun(ctx, run, "r") },
+		"PUT runs/" + string(run) + "/close":                                                func(e *Engine) error { return e.CloseRun(ctx, run, "r") },
+		"DELETE sources/kv?force=true":                                                      func(e *Engine) error { return e.DeleteSource(ctx, "kv", true) },
+		"DELETE sources/kv":                                                                 func(e *Engine) error { return e.DeleteSource(ctx, "kv", false) },
+		"DELETE profiles/user/a/b":                                                          func(e *Engine) error { return e.DeleteProfile(ctx, "user", "a/b", false) },
+		"DELETE profiles/user/a/b?force=true":                                               func(e *Engine) error { return e.DeleteProfile(ctx, "user", "a/b", true) },
 		"PATCH profiles/workflow/a/b": func(e *Engine) error {
 			_, err := e.PatchProfile(ctx, "workflow", "a/b", 1, []byte(`{"owner":"me"}`))
 			return err

@@ -42,7 +42,7 @@ func (e *Engine) WatchHost(ctx context.Context, r sealed.HostWatchRequest) (seal
 	if err != nil {
 		return out, err
 	}
-	f, err := e.write(ctx, map[string]any{"watch": doc}, "watch")
+	f, err := e.read(ctx, map[string]string{"watch": doc}, "watch")
 	if err != nil {
 		return out, err
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 
 	"github.com/hashicorp/vault/api"
@@ -19,10 +20,15 @@ import (
 const maxAnswer = 4 << 20
 
 // Sys calls a path that does not answer in Vault's usual envelope, such as
-// sys/init, sys/unseal or sys/health, and returns the whole body. An empty
-// body is nil. Errors are those of the other methods.
+// sys/init, sys/unseal or sys/health, and returns the whole body. path
+// may have a query. An empty body is nil. Errors are those of the other methods.
 func (c *Client) Sys(ctx context.Context, method, path string, body map[string]any) (map[string]any, error) {
+	path, query, _ := strings.Cut(path, "?")
 	req := c.api.NewRequest(method, "/v1/"+path)
+	var err error
+	if req.Params, err = url.ParseQuery(query); err != nil {
+		return nil, fmt.Errorf("reading query of %s: %w", path, sealed.ErrInvalid)
+	}
 	if body != nil {
 		if err := req.SetJSONBody(body); err != nil {
 			return nil, fmt.Errorf("encoding body of %s: %w", path, err)

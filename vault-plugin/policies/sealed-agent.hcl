@@ -6,7 +6,7 @@ path "{{mount}}/runs/+/claim" {
   capabilities = ["update"]
 }
 path "{{mount}}/runs/+/creds/+" {
-  capabilities = ["update"]
+  capabilities = ["read"]
 }
 path "{{mount}}/runs/+/confirm" {
   capabilities = ["update"]
@@ -18,10 +18,10 @@ path "{{mount}}/runs/+/events" {
   capabilities = ["update"]
 }
 path "{{mount}}/runs/+/watch" {
-  capabilities = ["update"]
+  capabilities = ["read"]
 }
 path "{{mount}}/watch" {
-  capabilities = ["update"]
+  capabilities = ["read"]
 }
 path "{{mount}}/runs/+/finish" {
   capabilities = ["update"]

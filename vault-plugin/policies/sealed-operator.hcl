@@ -18,7 +18,7 @@ path "{{mount}}/runs/+/replay" {
   capabilities = ["update"]
 }
 path "{{mount}}/watch" {
-  capabilities = ["update"]
+  capabilities = ["read"]
 }
 path "{{mount}}/runs/+/record" {
   capabilities = ["read"]

@@ -32,7 +32,7 @@ func (t *tenant) crowdRows(ctx context.Context, percent int, synced bool) ([]ben
 		guests[i] = g
 	}
 	var issued, read, shared bench.Sample
-	each := times(10, percent)
+	each := times(80, percent)
 	for range 4 {
 		before, err := t.logged(ctx)
 		if err != nil {

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -154,7 +155,8 @@ func (g *guest) open(r answer, v any) error {
 	return signed.Open(sealed.DomainAnswer, g.answerKey, v)
 }
 
-func (g *guest) send(ctx context.Context, path string, doc any) (answer, error) {
+// send writes a signed document to a path, or reads the path with it.
+func (g *guest) send(ctx context.Context, method, path string, doc any) (answer, error) {
 	signed, err := sealed.Sign(sealed.DomainRequest, doc, g.key)
 	if err != nil {
 		return answer{}, err
@@ -163,7 +165,10 @@ func (g *guest) send(ctx context.Context, path string, doc any) (answer, error) 
 	if err != nil {
 		return answer{}, fmt.Errorf("encoding request: %w", err)
 	}
-	return g.door.call(ctx, http.MethodPut, guestMount+"/"+path, map[string]string{"request": string(b)})
+	if method == http.MethodGet {
+		return g.door.call(ctx, method, guestMount+"/"+path+"?"+url.Values{"request": {string(b)}}.Encode(), nil)
+	}
+	return g.door.call(ctx, method, guestMount+"/"+path, map[string]string{"request": string(b)})
 }
 
 // A credential is what creds gave.
@@ -180,7 +185,7 @@ func (g *guest) ask(ctx context.Context) (answer, error) {
 		return answer{}, err
 	}
 	path := "runs/" + string(g.run) + "/creds/" + string(keyName)
-	return g.send(ctx, path, sealed.CredsRequest{Run: g.run, Path: path, Idempotency: idem, Delivery: sealed.DeliveryProxy})
+	return g.send(ctx, http.MethodGet, path, sealed.CredsRequest{Run: g.run, Path: path, Idempotency: idem, Delivery: sealed.DeliveryProxy})
 }
 
 // creds makes a new grant and opens its value, as sealed-init does.
@@ -204,7 +209,7 @@ func (g *guest) creds(ctx context.Context) (credential, error) {
 // confirm names the lease; only then sealed-init uses a value.
 func (g *guest) confirm(ctx context.Context, c credential) error {
 	path := "runs/" + string(g.run) + "/confirm"
-	r, err := g.send(ctx, path, sealed.ConfirmRequest{Run: g.run, Path: path, Grant: c.answer.Grant, LeaseID: c.lease, Epoch: c.answer.Epoch})
+	r, err := g.send(ctx, http.MethodPut, path, sealed.ConfirmRequest{Run: g.run, Path: path, Grant: c.answer.Grant, LeaseID: c.lease, Epoch: c.answer.Epoch})
 	if err != nil {
 		return err
 	}
