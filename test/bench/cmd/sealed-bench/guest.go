@@ -74,6 +74,7 @@ func (d *door) call(ctx context.Context, method, path string, body any) (answer,
 		in = bytes.NewReader(b)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, d.base+path, in)
+	path, _, _ = strings.Cut(path, "?")
 	if err != nil {
 		return a, fmt.Errorf("building request %s: %w", path, err)
 	}

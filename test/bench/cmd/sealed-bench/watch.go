@@ -2,14 +2,16 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"sealed.dev/sealed/internal/sealed"
-	"sealed.dev/sealed/internal/vaultclient"
 	"sealed.dev/sealed/test/bench"
 )
 
@@ -47,20 +49,19 @@ func (t *tenant) watchRows(ctx context.Context, percent int) ([]bench.Row, error
 			crews[i].Epoch = max(crews[i].Epoch, rev.Epoch)
 		}
 	}
-	// As sealed-init does: with the token of a run.
-	c, err := t.root.WithToken(t.door.token)
-	if err != nil {
-		return nil, err
+	// As sealed-init does: with the token of a run, each host over a connection of its own.
+	doors := make([]*door, hosts)
+	for i := range doors {
+		doors[i] = t.door.twin()
 	}
-	agent := c.Engine(guestMount)
 	var idle, busy bench.Sample
 	for range 3 {
-		n, err := watching(ctx, agent, crews, sealed.Duration(time.Second), 3*time.Second)
+		n, err := watching(ctx, doors, crews, sealed.Duration(time.Second), 3*time.Second)
 		if err != nil {
 			return nil, err
 		}
 		idle.Add(n)
-		if n, err = watching(ctx, agent, crews[:crowd], 0, time.Second); err != nil {
+		if n, err = watching(ctx, doors, crews[:crowd], 0, time.Second); err != nil {
 			return nil, err
 		}
 		busy.Add(n)
@@ -82,16 +83,21 @@ func (t *tenant) silence(ctx context.Context) error {
 
 // watching lets every host watch for so long, and returns the calls per second
 // of all.
-func watching(ctx context.Context, agent *vaultclient.Engine, crews []sealed.HostWatchRequest, wait sealed.Duration, long time.Duration) (float64, error) {
+func watching(ctx context.Context, doors []*door, crews []sealed.HostWatchRequest, wait sealed.Duration, long time.Duration) (float64, error) {
 	var all sync.WaitGroup
 	var calls atomic.Int64
 	errs := make([]error, len(crews))
 	start := time.Now()
 	for i, r := range crews {
 		r.Wait = wait
+		doc, err := json.Marshal(r)
+		if err != nil {
+			return 0, fmt.Errorf("encoding watch: %w", err)
+		}
+		path := guestMount + "/watch?" + url.Values{"watch": {string(doc)}}.Encode()
 		all.Go(func() {
 			for time.Since(start) < long {
-				if _, errs[i] = agent.WatchHost(ctx, r); errs[i] != nil {
+				if _, errs[i] = doors[i].call(ctx, http.MethodGet, path, nil); errs[i] != nil {
 					return
 				}
 				calls.Add(1)
