@@ -5,6 +5,8 @@ import (
 	"crypto/ed25519"
 	"encoding/json"
 	"fmt"
+	"math"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -100,6 +102,13 @@ func TestWatchHostRefuses(t *testing.T) {
 		if _, err := w.watchHost(r); code(err) != 400 {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	most := sealed.HostWatchRequest{Runs: many.Runs[1:], Epoch: math.MaxUint64, State: strings.Repeat("0", 64), Wait: sealed.Duration(time.Second)}
+	if a, err := w.watchHost(most); err != nil || len(a.Orders) != sealed.MaxHostRuns {
+		t.Errorf("as many as may be: %d orders, %v", len(a.Orders), err)
+	}
+	if n := len(url.QueryEscape(w.json(most))); n > 7<<10 {
+		t.Errorf("a query of %d bytes", n)
 	}
 	a, err := w.watchHost(sealed.HostWatchRequest{Runs: []sealed.RunID{g.run, "01JNAAAAAAAAAAAAAAAAAAAAAA"}})
 	if err != nil || len(a.Orders) != 1 || a.Orders[0].Reason != "not known" || len(a.Continue) != 1 {
