@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"sealed.dev/sealed/internal/audit"
+	"sealed.dev/sealed/internal/sealed"
 )
 
 // attached returns the rows of grants that the log's journal holds, in their
@@ -61,11 +62,11 @@ func (b *backend) settleIntents(ctx context.Context, attached []audit.Attachment
 		all    sync.WaitGroup
 		slots  = make(chan struct{}, settleInParallel)
 	)
-	for _, ofRun := range byRun(attached) {
+	for run, rows := range byRun(attached) {
 		slots <- struct{}{}
 		all.Go(func() {
 			defer func() { <-slots }()
-			if err := b.settleRun(ctx, b.storage, ofRun); err != nil {
+			if err := b.settleRun(ctx, b.storage, run, rows); err != nil {
 				mu.Lock()
 				defer mu.Unlock()
 				failed = err
@@ -79,25 +80,21 @@ func (b *backend) settleIntents(ctx context.Context, attached []audit.Attachment
 	return failed
 }
 
-// byRun groups rows by what their keys begin with, the run: its lock is waited
-// for once, while issuing goes on in other runs.
-func byRun(attached []audit.Attachment) map[string][]audit.Attachment {
-	out := map[string][]audit.Attachment{}
+// byRun groups rows by the run in their keys: its lock is waited for once, while
+// issuing goes on in other runs.
+func byRun(attached []audit.Attachment) map[sealed.RunID][]audit.Attachment {
+	out := map[sealed.RunID][]audit.Attachment{}
 	for _, a := range attached {
-		run := path.Dir(a.Key)
+		run := sealed.RunID(path.Base(path.Dir(a.Key)))
 		out[run] = append(out[run], a)
 	}
 	return out
 }
 
 // settleRun settles the rows of one run.
-func (b *backend) settleRun(ctx context.Context, s logical.Storage, attached []audit.Attachment) error {
-	first, err := attachedGrant(attached[0])
-	if err != nil {
-		return err
-	}
-	defer b.lockRun(first.Run)()
-	for _, a := range attached {
+func (b *backend) settleRun(ctx context.Context, s logical.Storage, run sealed.RunID, rows []audit.Attachment) error {
+	defer b.lockRun(run)()
+	for _, a := range rows {
 		if err := b.settleIntent(ctx, s, a); err != nil {
 			return err
 		}

@@ -367,8 +367,12 @@ func TestRoom(t *testing.T) {
 		}
 		fill(int(maxTail*3/4 - (l.view.Load().size - l.view.Load().folded)))
 		k.err = errors.New("no")
-		if took := wait(); took != time.Minute {
-			t.Errorf("waited %s for what does not come", took)
+		if took := wait(); took != time.Minute || len(k.due) != 0 {
+			t.Errorf("waited %s for what does not come; asks for %d more", took, len(k.due))
+		}
+		k.err, l.dirty = nil, true // only an append mends that
+		if took := wait(); took != time.Minute || len(k.due) != 0 {
+			t.Errorf("waited %s for an append; asks for %d more", took, len(k.due))
 		}
 	})
 }

@@ -88,34 +88,37 @@ func (l *Log) tidy(ctx context.Context) {
 	}
 }
 
-// tidyLater takes the turn for a step at a time, so that an append waits for one
-// step at most. Attachments are settled between the steps.
+// tidyLater is what Config.Later does.
 func (l *Log) tidyLater() {
-	failed := false
-	defer func() {
-		l.tidying.Store(false)
-		if !failed {
-			l.tellFold() // whoever waits for more begins again
-		}
-	}()
+	ok := l.tidySome()
+	l.tidying.Store(false)
+	if ok {
+		l.tellFold() // whoever waits for more begins again
+	}
+}
+
+// tidySome takes the turn for a step at a time, so that an append waits for one
+// step at most. Attachments are settled between the steps. ok is false if trying
+// again at once would be no better.
+func (l *Log) tidySome() (ok bool) {
 	ctx, cancel := l.writeContext(context.Background())
 	defer cancel()
 	for range lazyDeletes {
 		owing := l.settleOwed(ctx)
 		l.warn(ctx, owing)
 		if l.take(ctx) != nil {
-			failed = true
-			return
+			return false
 		}
 		err := l.keepHouse(ctx, 1)
-		failed = err != nil || owing != nil
-		more := err == nil && owing == nil && l.untidy()
+		ok = err == nil && owing == nil && !l.dirty
+		more := ok && l.untidy()
 		l.release()
 		l.warn(ctx, err)
 		if !more {
-			return
+			return ok
 		}
 	}
+	return true
 }
 
 // untidy reports whether keepHouse has something to do. The caller has the turn.

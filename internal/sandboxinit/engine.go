@@ -22,7 +22,7 @@ const maxAnswer = 2 << 20
 
 // engine speaks to the one Vault of the trust file, over TLS 1.3 with the
 // trust file's CA and nothing else: no proxy variables, no system roots, no
-// redirects, no retries of what writes (see read for the rest).
+// redirects, no retries of what writes (see ask for the rest).
 type engine struct {
 	http  *http.Client
 	base  string
@@ -99,17 +99,6 @@ func (e *engine) write(ctx context.Context, path string, body any) (*reply, erro
 	return e.send(req, path)
 }
 
-// read sends a GET with a document in a field of its query; see send. If a kept
-// connection breaks before the first byte of the answer, Go's transport sends it
-// once more: watch changes nothing, and creds with the same idempotency resume.
-func (e *engine) read(ctx context.Context, path, field, document string) (*reply, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.base+path+"?"+url.Values{field: {document}}.Encode(), nil)
-	if err != nil {
-		return nil, fmt.Errorf("building request %s: %w", path, err)
-	}
-	return e.send(req, path)
-}
-
 // send sends a request to path. A status of 300 and above becomes an error that
 // wraps the sentinel of that status; the text is the engine's own, which names
 // fields and reasons, never values.
@@ -177,9 +166,17 @@ func (e *engine) run(ctx context.Context, path string, body any) (*reply, error)
 	return e.write(ctx, e.mount+"/"+path, body)
 }
 
-// ask reads a path below the engine's mount.
+// ask reads a path below the engine's mount, with a document in a field of the
+// query; see send. If a kept connection breaks before the first byte of the answer,
+// Go's transport sends it once more: watch changes nothing, and creds with the
+// same idempotency resume.
 func (e *engine) ask(ctx context.Context, path, field, document string) (*reply, error) {
-	return e.read(ctx, e.mount+"/"+path, field, document)
+	path = e.mount + "/" + path
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.base+path+"?"+url.Values{field: {document}}.Encode(), nil)
+	if err != nil {
+		return nil, fmt.Errorf("building request %s: %w", path, err)
+	}
+	return e.send(req, path)
 }
 
 func (e *engine) renewToken(ctx context.Context) error {
